@@ -1,0 +1,144 @@
+"""Shows how the generator does on a few fixed validation faces, once per validation.
+
+Each face gives one strip: low resolution, bicubic, every step, high resolution, and the last step with the landmarks
+that were found (red) and the true ones (green). The strips go to W&B under fixed keys, so that its slider walks through
+the epochs, and as one picture into the run's folder.
+
+Shapes: T steps, H high resolution, h = H/8.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.loggers import WandbLogger
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from datamodules.faces import SCALE, FaceDataset
+from models.resampling import to_uint8
+
+HEADER = 12  # pixels above each panel, for its name
+FOUND_COLOUR, TRUE_COLOUR = (255, 40, 40), (40, 220, 40)
+
+
+def compose_strip(
+    lr: Tensor, bicubic: Tensor, steps: list[Tensor], hr: Tensor, found: Tensor, true: Tensor
+) -> NDArray[np.uint8]:
+    """Put the pictures of one face side by side.
+
+    Args:
+        lr: uint8 3,h,h; shown enlarged without interpolation.
+        bicubic: uint8 3,H,H.
+        steps: T images, uint8 3,H,H.
+        hr: uint8 3,H,H.
+        found: 68,2, (x, y) in HR pixels, of the last step.
+        true: 68,2, in HR pixels.
+
+    Returns:
+        uint8 HEADER + H, (T + 4) * H, 3, RGB.
+    """
+    panels = {"LR": lr.repeat_interleave(SCALE, 1).repeat_interleave(SCALE, 2), "bicubic": bicubic}
+    panels |= {f"step {number}": step for number, step in enumerate(steps, start=1)}
+    panels |= {"HR": hr, "landmarks": steps[-1]}
+    side = hr.shape[-1]
+    strip = Image.new("RGB", (side * len(panels), side + HEADER))
+    draw = ImageDraw.Draw(strip)
+    for column, (title, picture) in enumerate(panels.items()):
+        strip.paste(Image.fromarray(picture.permute(1, 2, 0).cpu().numpy()), (column * side, HEADER))
+        draw.text((column * side + 2, 0), title, fill="white")
+    last, dot = side * (len(panels) - 1), side // 128  # dots of 2 x 2 pixels at 128
+    for points, colour in ((true, TRUE_COLOUR), (found, FOUND_COLOUR)):
+        for x, y in points.round().int().tolist():
+            if 0 <= x < side and 0 <= y < side:
+                draw.rectangle((last + x, HEADER + y, last + x + dot, HEADER + y + dot), fill=colour)
+    return np.asarray(strip)
+
+
+class FaceStrip(L.Callback):
+    """Writes strips of the same validation faces after every validation.
+
+    For modules whose `validation_step` returns `steps`, `bicubic` and `landmarks` as `DICModule` does. Strips appear as
+    `val/sr/<face>` in W&B, if a WandbLogger is in use, and in `<run folder>/faces/epoch_<number>.png`. With several
+    processes each contributes the faces it was given, and rank 0 writes.
+
+    Args:
+        num_faces: how many; they are spread evenly over the validation set.
+
+    Raises:
+        ValueError: fewer than one face.
+    """
+
+    def __init__(self, num_faces: int = 6) -> None:
+        if num_faces < 1:
+            raise ValueError(f"num_faces must be at least 1, got {num_faces}")
+        self.num_faces = num_faces
+        self._names: dict[int, str] = {}  # the chosen faces, by index
+        self._strips: dict[str, NDArray[np.uint8]] = {}
+
+    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._strips = {}
+        loader = trainer.val_dataloaders
+        if not isinstance(loader, DataLoader) or not isinstance(loader.dataset, FaceDataset):
+            raise TypeError(f"FaceStrip needs the validation faces of a FaceLandmarkDataModule, got {loader!r}")
+        served = min(len(loader.dataset), sum(trainer.num_val_batches) * (loader.batch_size or 1) * trainer.world_size)
+        chosen = {position * served // self.num_faces for position in range(self.num_faces)}
+        self._names = {index: loader.dataset.faces.names[index] for index in sorted(chosen)}
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,  # Lightning's type for this admits nothing that could be indexed
+        batch: dict[str, Tensor],
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if trainer.sanity_checking:
+            return
+        for row, index in enumerate(batch["index"].tolist()):
+            if index in self._names:
+                self._strips[self._names[index]] = compose_strip(
+                    lr=to_uint8(batch["lr"][row]),
+                    bicubic=outputs["bicubic"][row],
+                    steps=[step[row] for step in outputs["steps"]],
+                    hr=batch["hr"][row],
+                    found=outputs["landmarks"][row],
+                    true=batch["landmarks"][row],
+                )
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.sanity_checking:
+            return
+        strips = _collect(self._strips, trainer)
+        self._strips = {}
+        if not trainer.is_global_zero or not strips:
+            return
+        path = Path(trainer.default_root_dir) / "faces" / f"epoch_{trainer.current_epoch:04d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.concatenate(list(strips.values()))).save(path)
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                _log_to_wandb(logger, strips, trainer)
+
+
+def _collect(strips: dict[str, NDArray[np.uint8]], trainer: L.Trainer) -> dict[str, NDArray[np.uint8]]:
+    """All processes' strips in a fixed order; complete on rank 0."""
+    parts = [strips]
+    if trainer.world_size > 1:
+        gathered: list[Any] = [None] * trainer.world_size
+        torch.distributed.all_gather_object(gathered, strips)
+        parts = gathered
+    return dict(sorted(item for part in parts for item in part.items()))
+
+
+def _log_to_wandb(logger: WandbLogger, strips: dict[str, NDArray[np.uint8]], trainer: L.Trainer) -> None:
+    import wandb  # slow to import, and optional
+
+    caption = f"epoch {trainer.current_epoch}, batch {trainer.global_step}"
+    pictures = {f"val/sr/{name}": wandb.Image(strip, caption=caption) for name, strip in strips.items()}
+    logger.log_metrics(pictures, step=trainer.global_step)  # type: ignore[arg-type]

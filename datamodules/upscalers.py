@@ -1,0 +1,116 @@
+"""Ways of enlarging 48x48 faces eightfold. The arms of the comparison differ in this and in nothing else.
+
+Another network joins by one subclass of ``Upscaler``; a configuration names it as ``data.init_args.upscaler.class_path``.
+"""
+
+import hashlib
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from models.dic import SCALE, load_generator
+
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+
+
+class Upscaler(ABC):
+    """Turns gray faces into enlarged ones, deterministically.
+
+    Attributes:
+        name: The name of the arm in tables and dashboards.
+        channels: 1 (gray) or 3 (RGB) in what it returns.
+        cached: Whether results are worth keeping on disk.
+    """
+
+    name: str
+    channels: int = 1
+    cached: bool = False
+
+    @abstractmethod
+    def __call__(self, images: Tensor) -> Tensor:
+        """Enlarges uint8 B,1,h,w to uint8 B,channels,8h,8w, on the device of ``images``."""
+
+    def fingerprint(self) -> str:
+        """Differs between upscalers that give different pixels; names the cache folder."""
+        return self.name
+
+
+def to_uint8(image: Tensor) -> Tensor:
+    """Rounds float gray levels, 0 to 255, to uint8; values beyond are clipped."""
+    return image.round().clamp(0, 255).to(torch.uint8)
+
+
+class InterpolationUpscaler(Upscaler):
+    """Interpolation x8 on gray levels, rounded to uint8.
+
+    Nearest, bilinear and bicubic are PyTorch's (``align_corners=False``; the bicubic kernel has a = -0.75), Lanczos is
+    Pillow's, with three lobes.
+
+    Args:
+        mode: The kernel.
+    """
+
+    def __init__(self, mode: Interpolation = "bilinear") -> None:
+        self.mode = self.name = mode
+
+    def __call__(self, images: Tensor) -> Tensor:
+        if self.mode == "lanczos":
+            faces = images[:, 0].cpu().numpy()
+            size = (faces.shape[2] * SCALE, faces.shape[1] * SCALE)
+            large = [np.asarray(Image.fromarray(face).resize(size, Image.Resampling.LANCZOS)) for face in faces]
+            return torch.from_numpy(np.stack(large))[:, None].to(images.device)
+        if self.mode == "nearest":
+            return F.interpolate(images, scale_factor=SCALE, mode="nearest")
+        return to_uint8(F.interpolate(images.float(), scale_factor=SCALE, mode=self.mode, align_corners=False))
+
+
+class DICUpscaler(Upscaler):
+    """The last step of a trained DIC generator.
+
+    Args:
+        checkpoint: A run folder of ``train.py`` (its best checkpoint), a checkpoint file of such a run, or a checkpoint
+            file of the authors.
+        color: ``gray`` keeps the luma (BT.601) of the result, ``rgb`` all of it.
+    """
+
+    name = "dic"
+    cached = True
+
+    def __init__(self, checkpoint: str, color: Literal["gray", "rgb"] = "gray") -> None:
+        self.path, self.color = _checkpoint_file(checkpoint), color
+        self.channels = 3 if color == "rgb" else 1
+        self._network = load_generator(self.path).to(memory_format=torch.channels_last)
+
+    def fingerprint(self) -> str:
+        """Hash of the network's configuration and weights, and the colour; not of the file's name or other content."""
+        digest = hashlib.sha256(repr((self._network.config, self.color)).encode())
+        for key, value in sorted(self._network.state_dict().items()):
+            digest.update(key.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+        return f"{self.name}-{digest.hexdigest()[:16]}"
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> Tensor:
+        self._network.to(images.device)
+        faces = (images.float() / 255).expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
+        large = self._network.upscale(faces) * 255
+        if self.color == "gray":
+            red, green, blue = large.unbind(dim=1)
+            large = (0.299 * red + 0.587 * green + 0.114 * blue)[:, None]
+        return to_uint8(large)
+
+
+def _checkpoint_file(path: str) -> Path:
+    """A run folder stands for its best checkpoint, or the latest where there is no best one."""
+    if not Path(path).is_dir():
+        return Path(path)
+    tried = [Path(path) / "checkpoints" / name for name in ("best.ckpt", "latest.ckpt")]
+    for file in tried:
+        if file.is_file():
+            return file
+    raise FileNotFoundError(f"{path} is a folder without {' or '.join(str(file.relative_to(path)) for file in tried)}")

@@ -1,0 +1,300 @@
+"""DIC, Deep Iterative Collaboration: enlarges a face eightfold while finding its landmarks, each step helping the next.
+
+Reference:
+    Ma et al., "Deep Face Super-Resolution with Iterative Collaboration between Attentive Recovery and Landmark
+    Estimation", CVPR 2020 (arXiv 2003.13063); code Maclory/Deep-Iterative-Collaboration (MIT).
+
+Shapes: B batch, h x w low resolution (multiples of 8), H = 8h and W = 8w high resolution, K = 68 landmarks, T steps,
+F num_features. Recurrent features and heatmaps lie on the 2h x 2w grid, "high" features inside a block on 16h x 16w.
+
+Attribute names and indices inside the Sequentials are those of the authors' checkpoints, which load key by key.
+"""
+
+from pathlib import Path
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.checkpoints import build_strictly, dic_sizes, network_weights, read_checkpoint
+from models.hourglass import FeedbackHourglass
+
+SCALE = 8
+SIDE_MULTIPLE = 8  # the hourglass halves the 2h x 2w grid four times
+RGB_MEAN = (0.509, 0.424, 0.378)  # of the authors' training faces, RGB in [0, 1]
+
+# Facial parts that the fusion attends to, in the published order, as ranges of the 68 iBUG points (0-based).
+PARTS_68 = {"left_eye": (36, 42), "right_eye": (42, 48), "nose": (27, 36), "mouth": (48, 68), "outline": (0, 27)}
+NUM_PARTS = len(PARTS_68)
+MIN_PEAK = 0.05  # weaker heatmaps are not amplified to full strength
+
+
+def normalise(image: Tensor) -> Tensor:
+    """Subtract the training mean: B,3,H,W float RGB in [0, 1] -> what DIC and its hourglass take."""
+    if not image.is_floating_point():
+        raise TypeError(f"normalise takes floating-point images in [0, 1]; got {image.dtype}")
+    return image - image.new_tensor(RGB_MEAN).view(1, 3, 1, 1)
+
+
+def denormalise(image: Tensor) -> Tensor:
+    """Add the training mean back: B,3,H,W as DIC gives it -> RGB, about [0, 1], not clamped."""
+    return image + image.new_tensor(RGB_MEAN).view(1, 3, 1, 1)
+
+
+def attention_maps(heatmaps: Tensor) -> Tensor:
+    """Merge landmark heatmaps into one map per facial part (before the softmax over parts).
+
+    Every heatmap is scaled to a peak of 1 (less if its peak is below MIN_PEAK), then the points of a part are summed.
+
+    Args:
+        heatmaps: B,68,2h,2w.
+
+    Returns:
+        B,5,2h,2w, not clamped; differentiable, so that the image loss also trains the landmarks.
+    """
+    peaks = heatmaps.amax(dim=(2, 3), keepdim=True).clamp(min=MIN_PEAK)  # B,K,1,1
+    scaled = heatmaps / peaks
+    return torch.stack([scaled[:, start:stop].sum(dim=1) for start, stop in PARTS_68.values()], dim=1)
+
+
+def _conv(in_channels: int, out_channels: int, kernel: int, stride: int = 1, padding: int = 0) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(in_channels, out_channels, kernel, stride, padding), nn.PReLU())
+
+
+def _deconv(channels: int, kernel: int, stride: int, padding: int) -> nn.Sequential:
+    return nn.Sequential(nn.ConvTranspose2d(channels, channels, kernel, stride, padding), nn.PReLU())
+
+
+class GroupedResidual(nn.Module):
+    """Two 3x3 convolutions that keep the facial parts apart (one group each), plus the input."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.res = nn.Sequential(
+            nn.Conv2d(channels, channels, 3, padding=1, groups=NUM_PARTS),
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(channels, channels, 3, padding=1, groups=NUM_PARTS),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.res(x)
+
+
+class AttentiveFusion(nn.Module):
+    """One expert per facial part; at every pixel the landmarks decide how much each contributes (paper, eq. 5).
+
+    Args:
+        num_features: F, channels in and out.
+        num_blocks: number of grouped residual blocks.
+    """
+
+    def __init__(self, num_features: int, num_blocks: int) -> None:
+        super().__init__()
+        channels = NUM_PARTS * num_features
+        self.conv_in = nn.Sequential(nn.Conv2d(num_features, channels, 1), nn.LeakyReLU(0.2))
+        self.resnet = nn.Sequential(*(GroupedResidual(channels) for _ in range(num_blocks)))
+
+    def forward(self, x: Tensor, attention: Tensor) -> Tensor:
+        """Fuse x (B,F,2h,2w) under attention (B,5,2h,2w, before the softmax) into B,F,2h,2w."""
+        experts = self.resnet(self.conv_in(x)).chunk(NUM_PARTS, dim=1)  # 5 x B,F,2h,2w
+        weights = attention.softmax(dim=1).to(x.dtype).split(1, dim=1)  # 5 x B,1,2h,2w
+        return sum(weight * expert for weight, expert in zip(weights, experts, strict=True))
+
+
+class FeedbackBlock(nn.Module):
+    """Densely connected pairs of up- and down-projection (SRFBN's feedback block, Li et al., CVPR 2019).
+
+    Args:
+        in_channels: channels of the input (2F where the hidden state is concatenated to it).
+        num_features: F.
+        num_groups: G, number of projection pairs.
+    """
+
+    def __init__(self, in_channels: int, num_features: int, num_groups: int) -> None:
+        super().__init__()
+        widths = [num_features * count for count in range(2, num_groups + 1)]
+        self.compress_in = _conv(in_channels, num_features, 1)
+        self.upBlocks = nn.ModuleList(_deconv(num_features, 12, stride=8, padding=2) for _ in range(num_groups))
+        self.downBlocks = nn.ModuleList(
+            _conv(num_features, num_features, 12, stride=8, padding=2) for _ in range(num_groups)
+        )
+        self.uptranBlocks = nn.ModuleList(_conv(width, num_features, 1) for width in widths)
+        self.downtranBlocks = nn.ModuleList(_conv(width, num_features, 1) for width in widths)
+        self.compress_out = _conv(num_groups * num_features, num_features, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """B,in_channels,2h,2w -> B,F,2h,2w."""
+        return self.project(self.compress_in(x))
+
+    def project(self, x: Tensor) -> Tensor:
+        """Everything after `compress_in`: B,F,2h,2w -> B,F,2h,2w."""
+        low = [x]  # on 2h x 2w
+        high: list[Tensor] = []  # on 16h x 16w: most of the cost of the network
+        for group, (up, down) in enumerate(zip(self.upBlocks, self.downBlocks, strict=True)):
+            dense = x if group == 0 else self.uptranBlocks[group - 1](torch.cat(low, dim=1))
+            high.append(up(dense))
+            dense = high[0] if group == 0 else self.downtranBlocks[group - 1](torch.cat(high, dim=1))
+            low.append(down(dense))
+        return self.compress_out(torch.cat(low[1:], dim=1))
+
+
+class GuidedFeedbackBlock(FeedbackBlock):
+    """Feedback block of the later steps: takes the hidden state in and is guided by the landmarks.
+
+    Args:
+        num_features: F.
+        num_groups: G, number of projection pairs.
+        num_fusion_blocks: residual blocks of the attentive fusion.
+    """
+
+    def __init__(self, num_features: int, num_groups: int, num_fusion_blocks: int) -> None:
+        super().__init__(2 * num_features, num_features, num_groups)
+        self.fusion_block = AttentiveFusion(num_features, num_fusion_blocks)
+
+    def forward(self, x: Tensor, hidden: Tensor, attention: Tensor) -> Tensor:
+        """x and hidden B,F,2h,2w; attention B,5,2h,2w -> next hidden B,F,2h,2w."""
+        fused = self.fusion_block(self.compress_in(torch.cat((x, hidden), dim=1)), attention)
+        return self.project(fused)
+
+
+class DIC(nn.Module):
+    """Iterative face super-resolution x8 with landmark feedback.
+
+    No state is kept between calls. Weights start from PyTorch's default initialisation: with the authors' Kaiming
+    initialisation the heatmaps grow several hundredfold per step.
+
+    Args:
+        num_features: F.
+        num_steps: T, collaborations between recovery and landmarks; the parameters are shared, so it may differ
+            between training and use.
+        num_groups: G, projection pairs in a feedback block.
+        num_fusion_blocks: residual blocks of the attentive fusion.
+        hourglass_features: width of the hourglass.
+        num_landmarks: K, must be 68: the attention maps are defined by the iBUG points.
+
+    Raises:
+        ValueError: if an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        num_features: int = 48,
+        num_steps: int = 4,
+        num_groups: int = 6,
+        num_fusion_blocks: int = 7,
+        hourglass_features: int = 256,
+        num_landmarks: int = 68,
+    ) -> None:
+        super().__init__()
+        self.config = dict(num_features=num_features, num_steps=num_steps, num_groups=num_groups)
+        self.config |= dict(num_fusion_blocks=num_fusion_blocks, hourglass_features=hourglass_features)
+        self.config |= dict(num_landmarks=num_landmarks)
+        for name, least in (("num_features", 1), ("num_steps", 1), ("num_groups", 1), ("num_fusion_blocks", 0)):
+            if self.config[name] < least:
+                raise ValueError(f"{name} is {self.config[name]}; at least {least} is needed")
+        if num_landmarks != 68:
+            raise ValueError(f"num_landmarks is {num_landmarks}; only 68 is possible, as in PARTS_68")
+        self.num_steps = num_steps
+        self.conv_in = nn.Sequential(nn.Conv2d(3, 4 * num_features, 3, padding=1), nn.PReLU(), nn.PixelShuffle(2))
+        self.first_block = FeedbackBlock(num_features, num_features, num_groups)
+        self.block = GuidedFeedbackBlock(num_features, num_groups, num_fusion_blocks)
+        self.out = _deconv(num_features, 8, stride=4, padding=2)
+        self.conv_out = nn.Sequential(nn.Conv2d(num_features, 3, 3, padding=1))
+        self.HG = FeedbackHourglass(hourglass_features, num_landmarks)
+
+    @classmethod
+    def from_official(cls, path: str | Path, num_steps: int = 4) -> Self:
+        """Build the network that a published checkpoint describes, and load it strictly.
+
+        Args:
+            path: a state dict, or a dictionary that holds one as `netG` (DICGAN), `state_dict` (DIC) or `model`; with
+                or without `module.` in front of the keys. Never executed: see `models.checkpoints`.
+            num_steps: T; the weights do not tell it. The authors use 4.
+
+        Returns:
+            The network on the CPU, float32, in training mode like any new module.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            models.checkpoints.CheckpointError: if the file is unsafe or damaged, or keys are missing or left over.
+        """
+        weights = network_weights(read_checkpoint(path), path)
+        return build_strictly(cls, dic_sizes(weights, path) | {"num_steps": num_steps}, weights, path)
+
+    def forward(self, lr: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the images and heatmaps of all steps.
+
+        Args:
+            lr: B,3,h,w float, `normalise`d RGB, h and w multiples of 8.
+
+        Returns:
+            T images B,3,H,W (mean-subtracted, like the input) and T heatmaps B,K,2h,2w.
+
+        Raises:
+            ValueError: if `lr` does not have such a shape.
+        """
+        _check_shape(lr)
+        return self._iterate(lr, last_heatmaps=True)
+
+    def upscale(self, image: Tensor) -> Tensor:
+        """Enlarge eightfold: the last step only, without the hourglass pass that no longer reaches the image.
+
+        Args:
+            image: B,3,h,w float RGB in [0, 1], h and w multiples of 8.
+
+        Returns:
+            B,3,H,W float RGB in [0, 1], clamped.
+
+        Raises:
+            ValueError: if `image` does not have such a shape.
+        """
+        _check_shape(image)  # first: subtracting the mean would turn a gray image into three channels
+        images, _ = self._iterate(normalise(image), last_heatmaps=False)
+        return denormalise(images[-1]).clamp(0, 1)
+
+    def _iterate(self, lr: Tensor, last_heatmaps: bool) -> tuple[list[Tensor], list[Tensor]]:
+        base = F.interpolate(lr, scale_factor=SCALE, mode="bilinear", align_corners=False)  # B,3,H,W
+        features = self.conv_in(lr)  # B,F,2h,2w
+        hidden = self.first_block(features)  # B,F,2h,2w
+        hourglass_hidden = None
+        images: list[Tensor] = []
+        heatmaps: list[Tensor] = []
+        for step in range(self.num_steps):
+            if step > 0:
+                hidden = self.block(features, hidden, attention_maps(heatmaps[-1]))
+            images.append(base + self.conv_out(self.out(hidden)))
+            if step < self.num_steps - 1 or last_heatmaps:
+                step_heatmaps, hourglass_hidden = self.HG(images[-1], hourglass_hidden)
+                heatmaps.append(step_heatmaps)
+        return images, heatmaps
+
+
+def _check_shape(lr: Tensor) -> None:
+    if lr.ndim != 4 or lr.shape[1] != 3:
+        raise ValueError(f"DIC takes a batch of RGB images, B,3,h,w; got shape {tuple(lr.shape)}")
+    height, width = lr.shape[2:]
+    if height % SIDE_MULTIPLE or width % SIDE_MULTIPLE or 0 in (height, width):
+        raise ValueError(f"DIC takes images whose sides are multiples of {SIDE_MULTIPLE}; got {height}x{width}")
+
+
+def load_generator(path: str | Path) -> DIC:
+    """Load a trained generator, whether trained with this project or published by the authors.
+
+    Args:
+        path: a checkpoint of `lightning_modules.dic.DICModule` (it carries `dic_config`, and the network's keys start
+            with `net.`), or any file that `DIC.from_official` takes.
+
+    Returns:
+        The network on the CPU in eval mode.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        models.checkpoints.CheckpointError: if the file is unsafe or damaged, or is not a DIC.
+    """
+    checkpoint = read_checkpoint(path)
+    if "dic_config" in checkpoint:
+        weights = network_weights(checkpoint, path, prefix="net.")
+        return build_strictly(DIC, checkpoint["dic_config"], weights, path).eval()
+    weights = network_weights(checkpoint, path)
+    return build_strictly(DIC, dic_sizes(weights, path), weights, path).eval()

@@ -1,0 +1,40 @@
+"""Bicubic resizing of 8-bit images as PIL does it, on any device.
+
+Low-resolution training images must be those that PIL makes, because the published results were made with them. PIL
+filters first along rows, rounds to 8 bits, then along columns, and rounds again; a plain `interpolate` of float images
+does not round in between and ends up to six grey levels away. Its 8-bit path does round, but exists on CPUs only, so
+the two passes are written out here.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Round float images in [0, 1] (values outside are cut off) to uint8 0-255."""
+    return images.float().mul(255).round_().clamp_(0, 255).to(torch.uint8)
+
+
+def resize_bicubic(images: Tensor, size: int) -> Tensor:
+    """Resize square 8-bit images with PIL's (antialiased, a = -0.5) bicubic filter.
+
+    Args:
+        images: uint8 B,C,H,W.
+        size: side of the result in pixels; may be smaller or larger than the input.
+
+    Returns:
+        uint8 B,C,size,size, within one grey level of PIL's result.
+
+    Raises:
+        TypeError: `images` is not uint8.
+    """
+    if images.dtype != torch.uint8:
+        raise TypeError(f"resize_bicubic takes uint8 images, got {images.dtype}")
+    rows = _filter(images.float(), (images.shape[-2], size))
+    return _filter(rows, (size, size)).to(torch.uint8)
+
+
+def _filter(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """One antialiased bicubic pass, rounded to whole grey levels, still float."""
+    return interpolate(images, size=size, mode="bicubic", antialias=True, align_corners=False).round_().clamp_(0, 255)

@@ -1,0 +1,102 @@
+"""Run folders: where a run lives, how it is named, found again and described.
+
+A run folder is ``runs/<experiment>/<time>_s<seed>`` and holds ``config.yaml``, ``checkpoints/``, ``metrics.csv``,
+``run.json``, ``wandb/``, and after testing ``metrics_{split}.json`` and ``predictions_{split}.csv``.
+"""
+
+import os
+import platform
+import subprocess
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+_CHOSEN = "SUPERFER_RUN_FOLDER"  # tells the folder to the processes that Lightning starts for the other devices
+_PACKAGES = ("lightning", "torch", "torchvision", "torchmetrics", "wandb", "albumentations", "numpy", "jsonargparse")
+
+
+def find_run(path: str | Path) -> Path:
+    """The run folder that ``path`` is, or lies in.
+
+    Raises:
+        FileNotFoundError: There is none.
+    """
+    path = Path(path)
+    for folder in (path, *path.parents):
+        if (folder / "config.yaml").is_file():
+            return folder
+    what = "holds no config.yaml" if path.exists() else "does not exist"
+    raise FileNotFoundError(f"{path} {what}; needed is a run folder (runs/<experiment>/<time>_s<seed>) or a checkpoint in one")
+
+
+def find_checkpoint(path: str | Path, names: tuple[str, ...] = ("best.ckpt", "latest.ckpt")) -> Path:
+    """A checkpoint file: ``path`` itself, or the first of ``names`` in the run folder ``path``.
+
+    Raises:
+        FileNotFoundError: There is none.
+    """
+    path = Path(path)
+    files = [path / "checkpoints" / name for name in names] if path.is_dir() else [path]
+    for file in files:
+        if file.is_file():
+            return file
+    raise FileNotFoundError(f"no checkpoint: looked for {' and '.join(map(str, files))}")
+
+
+def new_run_folder(root: str | Path, experiment: str, seed: int) -> Path:
+    """Chooses the folder of a run, the same for all of its processes, and makes it.
+
+    One process, or Lightning starting the others itself: named after the time, unique. Under torchrun or SLURM, where
+    every process comes here on its own: named after the job.
+
+    Raises:
+        RuntimeError: torchrun was started without a name for the job.
+    """
+    chosen = os.environ.get(_CHOSEN)
+    if chosen:
+        return Path(chosen)
+    parent = Path(root) / experiment
+    job = os.environ.get("SLURM_JOB_ID") or os.environ.get("TORCHELASTIC_RUN_ID")
+    if job == "none":
+        raise RuntimeError("torchrun needs a name for the job, which names the run folder: add --rdzv-id=NAME or --standalone")
+    if job:
+        folder = parent / f"{job}_s{seed}"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+    stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
+    for attempt in range(1, 1000):
+        folder = parent / (f"{stamp}_s{seed}" if attempt == 1 else f"{stamp}-{attempt}_s{seed}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue  # another job of the same second
+        return folder
+    raise FileExistsError(f"{folder}: a thousand runs of one second; is the clock standing still?")
+
+
+def share_with_children(folder: Path | None) -> None:
+    """Hands the folder to the processes that Lightning starts from this one; None when the run is over."""
+    if folder is None:
+        os.environ.pop(_CHOSEN, None)
+    else:
+        os.environ[_CHOSEN] = str(folder.resolve())
+
+
+def _git(*words: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def software_state() -> dict[str, object]:
+    """Git commit, whether files differ from it, versions of the packages and of Python; plain types."""
+    status = _git("status", "--porcelain")
+    return {
+        "git_commit": _git("rev-parse", "HEAD"),
+        "git_dirty": None if status is None else bool(status),
+        "versions": {name: version(name) for name in _PACKAGES} | {"python": platform.python_version()},
+    }

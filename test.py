@@ -1,0 +1,4 @@
+from cli import test
+
+if __name__ == "__main__":
+    test()

@@ -1,0 +1,110 @@
+"""FaceStrip: what a strip shows, which faces, where it goes, and when."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.loggers import WandbLogger
+from PIL import Image
+
+from callbacks.face_strip import FOUND_COLOUR, HEADER, TRUE_COLOUR, FaceStrip, compose_strip
+from datamodules.faces import FaceLandmarkDataModule
+from datamodules.synthetic import write_faces
+from lightning_modules.dic import DICModule
+from models.dic import DIC
+
+SMALL = {"num_features": 4, "num_steps": 2, "num_groups": 1, "num_fusion_blocks": 1, "hourglass_features": 8}
+
+
+class RecordingLogger(WandbLogger):
+    """Takes what would go to W&B."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[dict[str, Any], int | None]] = []
+
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        self.calls.append((dict(metrics), step))
+
+    def log_hyperparams(self, *_: Any, **__: Any) -> None: ...
+
+    def log_graph(self, *_: Any, **__: Any) -> None: ...
+
+    def after_save_checkpoint(self, *_: Any) -> None: ...
+
+    def finalize(self, status: str) -> None: ...
+
+    @property
+    def save_dir(self) -> None:
+        return None
+
+    @property
+    def name(self) -> None:
+        return None
+
+    @property
+    def version(self) -> None:
+        return None
+
+
+def test_strip_shows_every_panel_in_its_place() -> None:
+    def plain(value: int, side: int = 64) -> torch.Tensor:
+        return torch.full((3, side, side), value, dtype=torch.uint8)
+
+    lr = plain(0, 8)
+    lr[:, 0, 1] = 90
+    found, true = torch.full((68, 2), 20.0), torch.full((68, 2), 40.0)
+    true[3] = torch.tensor([-5.0, 300.0])  # outside: not drawn, not an error
+    strip = compose_strip(lr, plain(10), [plain(20), plain(30)], plain(40), found, true)
+    assert strip.shape == (HEADER + 64, 6 * 64, 3)
+    pictures = strip[HEADER:].reshape(64, 6, 64, 3).swapaxes(0, 1)
+    assert (pictures[0, :8, 8:16] == 90).all() and (pictures[0, 8:] == 0).all()  # blocks of 8: not interpolated
+    for panel, value in enumerate((10, 20, 30, 40), start=1):
+        assert (pictures[panel] == value).all()
+    assert tuple(pictures[5, 20, 20]) == FOUND_COLOUR and tuple(pictures[5, 40, 40]) == TRUE_COLOUR
+    assert (pictures[5] == 30).all(axis=-1).mean() > 0.99  # the last step beneath the landmarks
+
+
+@pytest.mark.parametrize("num_faces", [3, 50])
+def test_same_faces_once_per_validation(tmp_path: Path, num_faces: int) -> None:
+    write_faces(tmp_path / "faces", count=6, size=80, seed=0)
+    data = FaceLandmarkDataModule(
+        str(tmp_path / "faces"), str(tmp_path / "faces"), hr_size=64, batch_size=2, val_min_face_size=0
+    )
+    logger = RecordingLogger()
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_epochs=2,
+        limit_train_batches=1,
+        num_sanity_val_steps=1,
+        logger=logger,
+        callbacks=[FaceStrip(num_faces)],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        default_root_dir=tmp_path / "run",
+    )
+    trainer.fit(DICModule(DIC(**SMALL)), data)
+
+    shown = [0, 2, 4] if num_faces == 3 else range(6)  # no more than there are
+    keys = [f"val/sr/face{index:05d}" for index in shown]
+    media = [(metrics, step) for metrics, step in logger.calls if any("val/sr" in key for key in metrics)]
+    assert [(sorted(metrics), step) for metrics, step in media] == [(keys, 1), (keys, 2)]  # and none from sanity check
+    assert media[1][0][keys[0]]._caption == "epoch 1, batch 2"
+
+    pictures = sorted((tmp_path / "run" / "faces").iterdir())
+    assert [path.name for path in pictures] == ["epoch_0000.png", "epoch_0001.png"]
+    picture = np.asarray(Image.open(pictures[1]))
+    assert picture.shape == (len(keys) * (HEADER + 64), 6 * 64, 3)
+    assert data.val_set is not None
+    for row, index in enumerate(shown):
+        top = row * (HEADER + 64) + HEADER
+        np.testing.assert_array_equal(picture[top : top + 64, 4 * 64 : 5 * 64], data.val_set.faces.images[index])
+
+
+def test_no_faces_is_refused() -> None:
+    with pytest.raises(ValueError, match="num_faces must be at least 1, got 0"):
+        FaceStrip(0)

@@ -1,0 +1,171 @@
+"""DICModule: losses as published, schedules counted in batches, metrics by their definitions, checkpoints that load."""
+
+import math
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from datamodules.faces import FaceLandmarkDataModule
+from datamodules.synthetic import write_faces
+from lightning_modules.dic import DICModule, dic_losses
+from metrics.image_quality import psnr_y, ssim_y
+from metrics.landmarks import nme_interocular
+from models.dic import DIC, load_generator
+from models.heatmaps import landmarks_to_heatmaps
+
+GOLDEN = Path(__file__).parents[1] / "fixtures" / "dic_tiny.npz"
+SMALL = {"num_features": 4, "num_steps": 2, "num_groups": 1, "num_fusion_blocks": 1, "hourglass_features": 8}
+
+
+@pytest.fixture(scope="module")
+def golden() -> dict[str, np.ndarray]:
+    with np.load(GOLDEN) as arrays:
+        return dict(arrays)
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("faces")
+    write_faces(folder, count=6, size=80, seed=0)
+    return folder
+
+
+def _golden_module(golden: dict[str, np.ndarray], channels_last: bool) -> tuple[DICModule, dict[str, Tensor]]:
+    """The published network in miniature, and the batch on which its losses were recorded."""
+    net = DIC(num_features=8, num_steps=3, num_groups=3, num_fusion_blocks=2, hourglass_features=16)
+    net.load_state_dict({k.removeprefix("state/"): torch.from_numpy(golden[k]) for k in golden if "state/" in k})
+    mean = torch.tensor([0.509, 0.424, 0.378]).view(1, 3, 1, 1)
+    batch = {
+        "lr": torch.from_numpy(golden["x1"]) + mean,
+        "hr": torch.from_numpy(golden["train_hr_u8"]),
+        "heatmaps": landmarks_to_heatmaps(torch.from_numpy(golden["train_pts"]), 32),
+    }
+    return DICModule(net, channels_last=channels_last), batch
+
+
+def _trainer(folder: Path, **settings: object) -> L.Trainer:
+    return L.Trainer(
+        accelerator="cpu",
+        devices=1,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        default_root_dir=folder,
+        **settings,  # type: ignore[arg-type]
+    )
+
+
+def _data(faces: Path) -> FaceLandmarkDataModule:
+    return FaceLandmarkDataModule(str(faces), str(faces), hr_size=64, batch_size=2, val_min_face_size=0)
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_losses_and_gradients_equal_published(golden: dict[str, np.ndarray], channels_last: bool) -> None:
+    module, batch = _golden_module(golden, channels_last)
+    logged: dict[str, Tensor] = {}
+    module.log_dict = lambda values, **_: logged.update(values)  # type: ignore[method-assign, assignment]
+    total = module.training_step(batch, 0)
+    total.backward()
+    names = ("train/g/pixel", "train/g/heatmap", "train/g/total")
+    np.testing.assert_allclose([logged[name].item() for name in names], golden["train_dic_loss"], rtol=1e-5)
+    norms = [module.net.get_parameter(name).grad.norm().item() for name in golden["train_grad_names"]]  # type: ignore[union-attr]
+    np.testing.assert_allclose(norms, golden["train_dic_gradnorm"], rtol=1e-3)
+
+
+def test_losses_are_sums_over_steps_of_means() -> None:
+    target, maps = torch.zeros(2, 3, 4, 4), torch.zeros(2, 68, 1, 1)
+    pixel, heatmap = dic_losses([target + 0.5, target - 0.25], [maps + 2, maps + 1], target, maps)
+    assert pixel.item() == 0.75 and heatmap.item() == 5.0
+
+
+def test_multistep_halves_at_batches_and_onecycle_ends_near_zero(faces: Path, tmp_path: Path) -> None:
+    class Rates(L.Callback):
+        def __init__(self) -> None:
+            self.seen: list[float] = []
+
+        def on_train_batch_start(self, trainer: L.Trainer, *_: object) -> None:
+            self.seen.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    rates = Rates()
+    module = DICModule(DIC(**SMALL), learning_rate=0.01, milestones=(2, 4))
+    _trainer(tmp_path, max_epochs=2, limit_val_batches=0, callbacks=[rates]).fit(module, _data(faces))
+    assert rates.seen == pytest.approx([0.01, 0.01, 0.005, 0.005, 0.0025, 0.0025])
+
+    rates = Rates()
+    module = DICModule(DIC(**SMALL), learning_rate=0.01, schedule="onecycle", warmup_fraction=0.5)
+    _trainer(tmp_path, max_epochs=2, limit_val_batches=0, callbacks=[rates]).fit(module, _data(faces))
+    assert rates.seen[0] == pytest.approx(0.01 / 25) and max(rates.seen) == pytest.approx(rates.seen[2]) == 0.01
+    assert rates.seen[-1] < 1e-6
+    assert module.optimizers().param_groups[0]["betas"] == (0.9, 0.999)  # type: ignore[union-attr]
+
+
+def test_onecycle_without_a_length_is_an_error(faces: Path, tmp_path: Path) -> None:
+    module = DICModule(DIC(**SMALL), schedule="onecycle")
+    with pytest.raises(ValueError, match="set total_batches, or the trainer's max_epochs"):
+        _trainer(tmp_path, max_epochs=-1, limit_val_batches=0).fit(module, _data(faces))
+
+
+def test_validation_metrics_are_means_over_faces(faces: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module, data = DICModule(DIC(**SMALL)), _data(faces)
+    data.batch_size = 4  # the second batch has two faces: a mean of batch means would be another number
+    logged = _trainer(tmp_path, max_epochs=1).validate(module, data, verbose=False)[0]
+
+    psnr, ssim, bicubic, nme = [], [], [], []
+    for loaded in data.val_dataloader():
+        batch = data.on_after_batch_transfer(loaded, 0)
+        with torch.no_grad():
+            output = module.restore(batch)
+            enlarged = (module.net.upscale(batch["lr"]) * 255).round().to(torch.uint8)
+        assert torch.equal(output["steps"][-1], enlarged)
+        psnr.append(psnr_y(enlarged, batch["hr"]))
+        ssim.append(ssim_y(enlarged, batch["hr"]))
+        bicubic.append(psnr_y(output["bicubic"], batch["hr"]))
+        nme.append(nme_interocular(output["landmarks"], batch["landmarks"]))
+    expected = {
+        "val/psnr_y": psnr,
+        "val/ssim_y": ssim,
+        "val/psnr_y_bicubic": bicubic,
+        "val/nme_interocular": nme,
+    }
+    assert logged == pytest.approx({name: torch.cat(parts).mean().item() for name, parts in expected.items()}, rel=1e-4)
+
+
+def test_training_lowers_the_loss_and_the_checkpoint_loads(faces: Path, tmp_path: Path) -> None:
+    L.seed_everything(0, verbose=False)
+    module, data = DICModule(DIC(**SMALL), learning_rate=3e-3, schedule="onecycle"), _data(faces)
+    trainer = _trainer(tmp_path, max_epochs=12, limit_val_batches=0, gradient_clip_val=1.0, enable_checkpointing=False)
+    losses: list[float] = []
+
+    class Collect(L.Callback):
+        def on_train_epoch_end(self, trainer: L.Trainer, *_: object) -> None:
+            losses.append(trainer.callback_metrics["train/g/total_epoch"].item())
+
+    trainer.callbacks.append(Collect())  # type: ignore[attr-defined]
+    trainer.fit(module, data)
+    assert losses[-1] < 0.8 * losses[0] and not math.isnan(losses[-1])
+
+    trainer.save_checkpoint(tmp_path / "dic.ckpt")
+    loaded = load_generator(tmp_path / "dic.ckpt")
+    assert loaded.config == module.net.config
+    image = torch.rand(1, 3, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.upscale(image), module.net.eval().upscale(image), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"learning_rate": 0.0}, "learning_rate must be positive, got 0.0"),
+        ({"heatmap_weight": -1.0}, "heatmap_weight must not be negative, got -1.0"),
+        ({"warmup_fraction": 1.0}, "warmup_fraction must lie between 0 and 1, got 1.0"),
+    ],
+)
+def test_impossible_settings_are_refused(settings: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DICModule(DIC(**SMALL), **settings)  # type: ignore[arg-type]

@@ -1,0 +1,4 @@
+from cli import upscale
+
+if __name__ == "__main__":
+    upscale()
