@@ -85,7 +85,10 @@ class FaceStrip(L.Callback):
         loader = trainer.val_dataloaders
         if not isinstance(loader, DataLoader) or not isinstance(loader.dataset, FaceDataset):
             raise TypeError(f"FaceStrip needs the validation faces of a FaceLandmarkDataModule, got {loader!r}")
-        served = min(len(loader.dataset), sum(trainer.num_val_batches) * (loader.batch_size or 1) * trainer.world_size)
+        served = len(loader.dataset)
+        batches = int(sum(trainer.num_val_batches))
+        if batches < len(loader):  # cut short by limit_val_batches; ranks may differ by one batch otherwise
+            served = batches * (loader.batch_size or 1) * trainer.world_size
         chosen = {position * served // self.num_faces for position in range(self.num_faces)}
         self._names = {index: loader.dataset.faces.names[index] for index in sorted(chosen)}
 

@@ -15,7 +15,7 @@ import multiprocessing
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +32,7 @@ from datamodules.synthetic_votes import MIN_IMAGES, Sample, Split, plan_split
 MARKER = "SYNTHETIC"
 VERSION = 1  # raised when the same arguments give other bytes, so that older folders are written again
 CSV_HEADER = ("Usage", "Image name", *CLASSES, "unknown", "NF")
+Row = tuple[str | int, ...]  # of the CSV
 # Folder and value of the column "Usage".
 SPLITS: dict[Split, tuple[str, str]] = {
     "train": ("FER2013Train", "Training"),
@@ -43,11 +44,12 @@ _Task = TypeVar("_Task")
 _FER_SIZE = 48
 _RENDERED_SIZE = 64  # of a FER+ look-alike before it is reduced and aged
 _FACES_STREAM = 0  # second entry of the seed of a landmarked face; FER+'s are in synthetic_votes
+_VAL_SEED = 1_000_000  # added to the seed for the landmarked validation faces: people who are not in training
 _NAMELESS_SHARE = 0.005  # rows of the CSV without an image, as FER+ has them
 _SMALLEST_POOL = 64  # fewer images are drawn before a pool of processes has started
 
 
-def write_faces(root: str | Path, count: int, size: int, seed: int) -> None:
+def write_faces(root: str | Path, count: int, size: int, seed: int) -> bool:
     """Write landmarked colour faces: `face00000.png` and, one-based as in iBUG's files, `face00000.pts`.
 
     A folder that this function wrote with the same arguments is left as it is; one that it wrote with others is
@@ -59,6 +61,9 @@ def write_faces(root: str | Path, count: int, size: int, seed: int) -> None:
         size: Side of the images in pixels.
         seed: At least 0.
 
+    Returns:
+        Whether anything was written.
+
     Raises:
         ValueError: If an argument is out of its range.
         FileExistsError: If `root` holds anything that this module did not write.
@@ -68,9 +73,10 @@ def write_faces(root: str | Path, count: int, size: int, seed: int) -> None:
     with _replacing(Path(root), {"kind": "faces", "count": count, "size": size, "seed": seed}) as folder:
         if folder is not None:
             _draw_all(functools.partial(_write_face, folder, size, seed), range(count))
+    return folder is not None
 
 
-def write_ferplus(root: str | Path, counts: dict[str, int], seed: int) -> None:
+def write_ferplus(root: str | Path, counts: Mapping[str, int], seed: int) -> bool:
     """Write a look-alike of FER+: `FER2013Train|Valid|Test/fer0000000.png` and `fer2013new.csv`.
 
     The images are 48x48, 8-bit gray. Ten simulated people vote on each; the weaker the expression, the less they
@@ -79,8 +85,11 @@ def write_ferplus(root: str | Path, counts: dict[str, int], seed: int) -> None:
 
     Args:
         root: Folder to write.
-        counts: Number of images of "train", "val" and "test"; at least 16 each, so that every class occurs.
+        counts: Number of images of "train", "val" and "test"; at least 24 each, so that every class occurs.
         seed: At least 0.
+
+    Returns:
+        Whether anything was written.
 
     Raises:
         ValueError: If an argument is out of its range, or a split is missing or unknown.
@@ -93,19 +102,20 @@ def write_ferplus(root: str | Path, counts: dict[str, int], seed: int) -> None:
     _check_at_least("seed", seed, 0)
     with _replacing(Path(root), {"kind": "ferplus", "counts": dict(counts), "seed": seed}) as folder:
         if folder is None:
-            return
-        rows: list[tuple[str | int, ...]] = []
+            return False
+        rows: list[Row] = []
         images: list[tuple[Path, Sample]] = []
         for split, (subfolder, usage) in SPLITS.items():
             (folder / subfolder).mkdir()
             samples = plan_split(split, counts, seed)
             names = [f"fer{len(images) + index:07d}.png" for index in range(len(samples))]
             images += [(folder / subfolder / name, sample) for name, sample in zip(names, samples, strict=True)]
-            named = [(usage, name, *sample.votes) for name, sample in zip(names, samples, strict=True)]
+            named: list[Row] = [(usage, name, *sample.votes) for name, sample in zip(names, samples, strict=True)]
             rows += _with_nameless(named, usage)
         _draw_all(functools.partial(_write_fer_image, seed), images)
         with (folder / "fer2013new.csv").open("w", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows([CSV_HEADER, *rows])
+    return True
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -118,21 +128,21 @@ def main(args: Sequence[str] | None = None) -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--size", type=int, default=128, help="side of the landmarked faces in pixels")
     options = parser.parse_args(args)
-    counts = {split: int(getattr(options, split)) for split in SPLITS}
+    counts: dict[str, int] = {split: getattr(options, split) for split in SPLITS}
     arguments = {"kind": "all", "faces": options.faces, "val_faces": options.val_faces, "size": options.size}
     arguments |= {"counts": counts, "seed": options.seed}
     root: Path = options.root
-    if _written(root) == _record(arguments):
-        print(f"{root}: already written with these arguments")
-        return
-    (root / MARKER).unlink(missing_ok=True)
-    write_faces(root / "faces" / "train", options.faces, options.size, options.seed)
-    write_faces(root / "faces" / "val", options.val_faces, options.size, options.seed + 1)
-    write_ferplus(root / "ferplus", counts, options.seed)
+    if _written(root) != _record(arguments):
+        (root / MARKER).unlink(missing_ok=True)
+    try:
+        wrote = write_faces(root / "faces" / "train", options.faces, options.size, options.seed)
+        wrote |= write_faces(root / "faces" / "val", options.val_faces, options.size, options.seed + _VAL_SEED)
+        wrote |= write_ferplus(root / "ferplus", counts, options.seed)
+    except (ValueError, FileExistsError) as error:
+        parser.error(str(error))
     _write_marker(root, arguments)
-    print(
-        f"{root}: wrote {options.faces} + {options.val_faces} landmarked faces and {sum(counts.values())} 48x48 faces"
-    )
+    faces, gray = options.faces + options.val_faces, sum(counts.values())
+    print(f"{root}: {faces} landmarked and {gray} 48x48 synthetic faces", "written" if wrote else "were already there")
 
 
 def _check_at_least(name: str, value: int, least: int) -> None:
@@ -140,11 +150,11 @@ def _check_at_least(name: str, value: int, least: int) -> None:
         raise ValueError(f"{name} is {value}; it must be at least {least}")
 
 
-def _with_nameless(rows: list[tuple[str | int, ...]], usage: str) -> list[tuple[str | int, ...]]:
+def _with_nameless(rows: list[Row], usage: str) -> list[Row]:
     """Spread a few rows without an image over the rows: all ten voters saw no face in it."""
-    empty = (usage, "", *[0] * 9, 10)
+    empty: Row = (usage, "", *[0] * 9, 10)
     every = len(rows) // max(1, round(_NAMELESS_SHARE * len(rows)))
-    mixed: list[tuple[str | int, ...]] = []
+    mixed: list[Row] = []
     for index, row in enumerate(rows):
         mixed += [row, empty] if index % every == every // 2 else [row]
     return mixed
@@ -173,7 +183,7 @@ def _write_fer_image(seed: int, task: tuple[Path, Sample]) -> None:
     _write_png(path, age_photograph(gray, rng))
 
 
-def age_photograph(gray: npt.NDArray[np.float32], rng: np.random.Generator) -> npt.NDArray[np.uint8]:
+def age_photograph(gray: npt.NDArray[Any], rng: np.random.Generator) -> npt.NDArray[Any]:
     """Reduce a gray image, 0-255, to 48x48 and give it the flaws of FER2013: contrast, blur, noise, JPEG blocks."""
     spread, mean, sigma, noise = rng.uniform((34.0, 85.0, 0.1, 1.0), (66.0, 165.0, 0.75, 7.0))
     small = cv2.resize(gray, (_FER_SIZE, _FER_SIZE), interpolation=cv2.INTER_AREA)
@@ -182,10 +192,11 @@ def age_photograph(gray: npt.NDArray[np.float32], rng: np.random.Generator) -> n
     small = (small - small.mean()) * gain + mean + noise * rng.standard_normal(small.shape, np.float32)
     quality = int(rng.integers(35, 95))
     _, encoded = cv2.imencode(".jpg", small.clip(0, 255).astype(np.uint8), [cv2.IMWRITE_JPEG_QUALITY, quality])
-    return cv2.imdecode(encoded, cv2.IMREAD_GRAYSCALE).astype(np.uint8)
+    decoded = cv2.imdecode(encoded, cv2.IMREAD_GRAYSCALE)
+    return np.asarray(decoded, np.uint8)
 
 
-def _write_png(path: Path, image: npt.NDArray[np.uint8]) -> None:
+def _write_png(path: Path, image: npt.NDArray[Any]) -> None:
     if not cv2.imwrite(str(path), image):
         raise OSError(f"cannot write the image {path}")
 
@@ -247,7 +258,11 @@ def _replacing(root: Path, arguments: dict[str, Any]) -> Iterator[Path | None]:
         _write_marker(folder, arguments)
         if root.exists():
             root.rename(temporary / "old")
-        folder.rename(root)
+        try:
+            folder.rename(root)
+        except OSError:  # another process wrote it in the meantime
+            if _written(root) != _record(arguments):
+                raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

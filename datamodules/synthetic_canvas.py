@@ -7,6 +7,7 @@ Shapes: K = 68 landmarks, N points, S canvas side, G side of the lighting grid. 
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -22,7 +23,7 @@ from datamodules.synthetic_shape import (
     surface_depth,
 )
 
-Image = npt.NDArray[np.float32]
+Image = npt.NDArray[Any]  # float32 unless said otherwise
 
 _SHIFT = 4  # fractional bits of OpenCV's coordinates
 # Light is smooth: computed on a small grid, then enlarged. At 64 the matrix product below stays on one thread.
@@ -171,7 +172,7 @@ class Face:
         if opacity <= 0 or right <= left or bottom <= top:
             return
         corner, shape = np.array([left, top]), (bottom - top, right - left)
-        weight = _mask(outline - corner, shape) * np.float32(min(opacity, 1.0) / 255)
+        weight: Image = _mask(outline - corner, shape) * np.float32(min(opacity, 1.0) / 255)
         if soft > 0:
             weight = cv2.GaussianBlur(weight, (0, 0), soft * self.unit)
         if within is not None:
@@ -201,19 +202,19 @@ def _ink(colour: Points, lit: float) -> list[float]:
     return [255 * min(max(float(value), 0.0), 1.0) for value in (*colour, lit)]
 
 
-def _fixed_point(outline: Points) -> npt.NDArray[np.int32]:
-    return np.rint(outline * 2**_SHIFT).astype(np.int32)
+def _fixed_point(outline: Points) -> Image:
+    return np.asarray(np.rint(outline * 2**_SHIFT), np.int32)
 
 
-def _mask(outline: Points, shape: tuple[int, int]) -> npt.NDArray[np.uint8]:
+def _mask(outline: Points, shape: tuple[int, int]) -> Image:
     """Antialiased coverage of an outline, 0 to 255."""
     mask = np.zeros(shape, np.uint8)
     cv2.fillPoly(mask, [_fixed_point(outline)], 255, cv2.LINE_AA, _SHIFT)
     return mask
 
 
-def _backdrop(side: int, look: Look) -> npt.NDArray[np.uint8]:
-    """A vertical blend of two colours with large soft blots, unlit: S,S,4."""
+def _backdrop(side: int, look: Look) -> Image:
+    """A vertical blend of two colours with large soft blots, unlit: uint8, S,S,4."""
     blots = cv2.resize(look.backdrop_blots, (24, 24), interpolation=cv2.INTER_CUBIC)
     down = np.linspace(0, 1, 24)[:, None, None]
     blend = (look.backdrop[0] * (1 - down) + look.backdrop[1] * down) * (1 + 0.22 * blots[..., None])

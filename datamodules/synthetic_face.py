@@ -12,20 +12,20 @@ import numpy as np
 import numpy.typing as npt
 
 from datamodules.synthetic_canvas import Face, Image, Look, ribbon, sample_look, smooth_curve
-from datamodules.synthetic_shape import Emotion, Points, sample_expression, sample_head, sample_pose
+from datamodules.synthetic_shape import Points, sample_expression, sample_head, sample_pose
 
 _MIN_SIZE, _MAX_SIZE = 16, 2048
 _MIN_CANVAS = 192
 
 
 def render_face(
-    size: int, emotion: Emotion, intensity: float, rng: np.random.Generator
+    size: int, emotion: str, intensity: float, rng: np.random.Generator
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
     """Draw one face.
 
     Args:
         size: Side of the image in pixels, 16 to 2048. Generators in the same state give the same face at any size.
-        emotion: What the face expresses.
+        emotion: What the face expresses, one of the eight classes.
         intensity: How strongly, 0 (not at all) to 1.
         rng: Source of everything that varies: person, expression, pose, light, background, camera.
 
@@ -55,15 +55,15 @@ def render_face(
     return _photograph(face.develop(size), look, rng), (face.fractions * size - 0.5).astype(np.float32)
 
 
-def _photograph(image: Image, look: Look, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
-    """What a camera makes of the scene: exposure, colour cast, blur and noise."""
+def _photograph(image: Image, look: Look, rng: np.random.Generator) -> Image:
+    """What a camera makes of the scene, uint8: exposure, colour cast, blur and noise."""
     size = len(image)
     sigma = look.blur * size / 1000
     if sigma > 0.2:
         image = cv2.GaussianBlur(image, (0, 0), sigma)
     noise = rng.standard_normal((size, size, 1), np.float32)
     seen = image * (look.exposure * look.cast).astype(np.float32) + look.noise * noise
-    return np.round(seen.clip(0, 1) * 255).astype(np.uint8)
+    return np.asarray(np.round(seen.clip(0, 1) * 255), np.uint8)
 
 
 def _arc(face: Face, wide: float, high: float, start_y: float, depth: float) -> Points:
@@ -178,7 +178,9 @@ def _draw_mouth(face: Face) -> None:
     face.fill(inside, np.array([0.16, 0.05, 0.05]), lit=0.4)
     if gap > 0.03:
         down = (p[66] - p[62]) / gap
-        teeth = np.concatenate([p[60:65], p[[64, 63, 62, 61, 60]] + down * min(0.6 * gap, 0.04 + 0.8 * face.expression.lip_raise)])
+        teeth = np.concatenate(
+            [p[60:65], p[[64, 63, 62, 61, 60]] + down * min(0.6 * gap, 0.04 + 0.8 * face.expression.lip_raise)]
+        )
         face.fill(teeth, np.array([0.9, 0.87, 0.8]), 0.92, lit=0.6, within=inside)
         if gap > 0.16:
             tongue = face.disc(p[66] - 0.02 * down, 0.13)

@@ -15,16 +15,14 @@ Shapes: K = 68 landmarks, N points, coordinates last.
 
 import functools
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-Emotion = Literal["neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt"]
-Points = npt.NDArray[np.float64]
+Points = npt.NDArray[Any]  # float64, ...,2 or ...,3
 
-NUM_LANDMARKS = 68
-# Mirrors one side's brow (17-21), eye (36-41) and nothing else: the position that each left point takes on the right.
+# Where each point of the left eye (36-41) comes on the right one (42-47).
 _MIRRORED_EYE = (3, 2, 1, 0, 5, 4)
 _HEAD_CENTRE = np.array([0.0, 0.6, 0.0])  # the point about which the head turns
 _PERSPECTIVE = 0.08  # how much larger one face unit nearer to the viewer looks
@@ -153,7 +151,7 @@ def sample_head(rng: np.random.Generator) -> Head:
     )
 
 
-def sample_expression(emotion: Emotion, intensity: float, rng: np.random.Generator) -> Expression:
+def sample_expression(emotion: str, intensity: float, rng: np.random.Generator) -> Expression:
     """Draw an individual expression of an emotion; always the same number of draws.
 
     Args:
@@ -214,7 +212,7 @@ def project(points: Points, pose: Pose) -> Points:
     """Project N,3 face units to N,2 image widths: 0 and 1 are the outer edges of the image."""
     turned = (points - _HEAD_CENTRE) @ _rotation(pose).T
     nearer = 1.0 / (1.0 - _PERSPECTIVE * turned[:, 2:])
-    return turned[:, :2] * nearer * pose.scale + np.array([pose.x, pose.y])
+    return np.asarray(turned[:, :2] * nearer * pose.scale + np.array([pose.x, pose.y]))
 
 
 @functools.lru_cache(maxsize=8)
@@ -223,7 +221,7 @@ def _rotation(pose: Pose) -> Points:
     yaw = np.array([[cos(pose.yaw), 0, sin(pose.yaw)], [0, 1, 0], [-sin(pose.yaw), 0, cos(pose.yaw)]])
     pitch = np.array([[1, 0, 0], [0, cos(pose.pitch), -sin(pose.pitch)], [0, sin(pose.pitch), cos(pose.pitch)]])
     roll = np.array([[cos(pose.roll), -sin(pose.roll), 0], [sin(pose.roll), cos(pose.roll), 0], [0, 0, 1]])
-    return roll @ yaw @ pitch
+    return np.asarray(roll @ yaw @ pitch)
 
 
 def _jaw(head: Head, expression: Expression) -> Points:

@@ -5,15 +5,16 @@ intensities and the votes are drawn. FER+ and its voting: Barsoum et al. 2016, "
 expression recognition with crowd-sourced label distribution".
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
 from datamodules.ferplus_labels import CLASSES
-from datamodules.synthetic_shape import Emotion
 
 Split = Literal["train", "val", "test"]
+Content = Literal["face", "unclear", "nothing"]
 
 NUM_VOTES = 10
 _STREAMS: dict[Split, int] = {"train": 1, "val": 2, "test": 3}  # second entry of every image's seed
@@ -51,13 +52,13 @@ class Sample:
 
     stream: int
     index: int
-    content: Literal["face", "unclear", "nothing"]
-    emotion: Emotion
+    content: Content
+    emotion: str
     intensity: float
     votes: tuple[int, ...]
 
 
-def plan_split(split: Split, counts: dict[str, int], seed: int) -> list[Sample]:
+def plan_split(split: Split, counts: Mapping[str, int], seed: int) -> list[Sample]:
     """Decide on every image of a split; the same arguments give the same plan.
 
     Args:
@@ -88,7 +89,7 @@ def plan_split(split: Split, counts: dict[str, int], seed: int) -> list[Sample]:
     return samples
 
 
-def _contents(count: int) -> list[tuple[Literal["face", "unclear", "nothing"], int, bool]]:
+def _contents(count: int) -> list[tuple[Content, int, bool]]:
     """Content, class and whether it is a clear case, for every image of a split, sorted."""
     nothing, unclear = max(1, round(_NOTHING_SHARE * count)), max(1, round(_UNCLEAR_SHARE * count))
     clear = _CLEAR_PER_CLASS * len(CLASSES)
@@ -97,11 +98,13 @@ def _contents(count: int) -> list[tuple[Literal["face", "unclear", "nothing"], i
     others *= (count - nothing - unclear - clear) / others.sum()
     number = np.floor(others).astype(int)
     number[np.argsort(number - others)[: count - nothing - unclear - clear - number.sum()]] += 1
-    contents: list[tuple[Literal["face", "unclear", "nothing"], int, bool]] = []
+    contents: list[tuple[Content, int, bool]] = []
     for label, more in enumerate(number.tolist()):
-        contents += [("face", label, True)] * _CLEAR_PER_CLASS + [("face", label, False)] * more
-    contents += [("unclear", index % len(CLASSES), False) for index in range(unclear)]
-    return contents + [("nothing", 0, False)] * nothing
+        contents.extend([("face", label, True)] * _CLEAR_PER_CLASS)
+        contents.extend([("face", label, False)] * more)
+    contents.extend(("unclear", index % len(CLASSES), False) for index in range(unclear))
+    contents.extend([("nothing", 0, False)] * nothing)
+    return contents
 
 
 def _clear_votes(label: int, rng: np.random.Generator) -> tuple[int, ...]:
@@ -113,7 +116,7 @@ def _clear_votes(label: int, rng: np.random.Generator) -> tuple[int, ...]:
     return tuple(votes.tolist())
 
 
-def _votes(content: str, label: int, intensity: float, rng: np.random.Generator) -> tuple[int, ...]:
+def _votes(content: Content, label: int, intensity: float, rng: np.random.Generator) -> tuple[int, ...]:
     """Ten votes: the weaker the expression, the more go to what it may be mistaken for."""
     chances = np.zeros(len(CLASSES) + 2)
     if content == "nothing":

@@ -115,15 +115,15 @@ def test_gray_images_become_rgb(tmp_path: Path) -> None:
 
 
 def test_bad_folders_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="not found: .*nowhere"):
+    with pytest.raises(ValueError, match=r"not found: .*nowhere"):
         load_faces(tmp_path / "nowhere", 32, 1.3, 0)
-    with pytest.raises(ValueError, match="no .pts files"):
+    with pytest.raises(ValueError, match=r"no \.pts files"):
         load_faces(tmp_path, 32, 1.3, 0)
     _write_pts(tmp_path / "a.pts", _points())
     with pytest.raises(ValueError, match=r"a\.pts: no image of that name"):
         load_faces(tmp_path, 32, 1.3, 0)
     _write_face(tmp_path, "a", _points())
-    with pytest.raises(ValueError, match="no face left to use.*left out 1 with a crop below 500 px"):
+    with pytest.raises(ValueError, match=r"no face left to use.*left out 1 with a crop below 500 px"):
         load_faces(tmp_path, 32, 1.3, 500)
     Image.new("L", (50, 50)).save(tmp_path / "a.bmp")
     with pytest.raises(ValueError, match=r"two images for one face: .*a\.bmp and a\.png"):

@@ -115,7 +115,7 @@ def test_batch_size_is_divided_among_devices(root: Path) -> None:
         served.append([batch["index"].tolist() for batch in module.val_dataloader()])
     assert served == [[[0, 2], [4, 6]], [[1, 3], [5]]]
     module.trainer = SimpleNamespace(global_rank=0, world_size=3)  # type: ignore[assignment]
-    with pytest.raises(ValueError, match="batch_size 4 .* cannot be divided among 3"):
+    with pytest.raises(ValueError, match=r"batch_size 4 .* cannot be divided among 3"):
         module.train_dataloader()
 
 

@@ -91,7 +91,7 @@ def test_pooling_the_error_would_give_another_psnr() -> None:
 
 def test_metrics_refuse_what_they_are_not_defined_on() -> None:
     image = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
-    with pytest.raises(TypeError, match="uint8.*float32"):
+    with pytest.raises(TypeError, match=r"uint8.*float32"):
         psnr_y(image.float(), image.float())
     with pytest.raises(ValueError, match=r"differ.*\(1, 3, 32, 32\).*\(1, 3, 32, 16\)"):
         psnr_y(image, image[..., :16])

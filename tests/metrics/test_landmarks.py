@@ -49,7 +49,7 @@ def test_nme_equals_golden() -> None:
 def test_undefined_nme_is_refused() -> None:
     true = _faces()
     true[1, 45] = true[1, 36]
-    with pytest.raises(ValueError, match="face 1 of the batch.*coincide"):
+    with pytest.raises(ValueError, match=r"face 1 of the batch.*coincide"):
         nme_interocular(true, true)
     with pytest.raises(ValueError, match=r"\(2, 68, 2\) and \(2, 5, 2\)"):
         nme_interocular(_faces(), _faces()[:, :5])

@@ -36,7 +36,7 @@ def test_lr_equals_golden() -> None:
 
 
 def test_float_images_are_refused_and_rounding_is_to_nearest() -> None:
-    with pytest.raises(TypeError, match="uint8.*float32"):
+    with pytest.raises(TypeError, match=r"uint8.*float32"):
         resize_bicubic(torch.zeros(1, 3, 8, 8), 4)
     values = torch.tensor([-0.1, 0.0, 0.4 / 255, 0.6 / 255, 254.6 / 255, 1.3])
     assert to_uint8(values).tolist() == [0, 0, 0, 1, 255, 255]
