@@ -89,7 +89,9 @@ class SuperFERCLI(LightningCLI):
             self.parser.error("best.monitor is missing: the metric that decides which checkpoint is the best")
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        self.datamodule.check(self.command)  # before a folder is made or W&B is started
+        if self.command != "upscale":
+            self.model.check_data(self.datamodule)
+        self.datamodule.check(self.command)  # all of this before a folder is made or W&B is started
         if self.command == "upscale":
             return super().instantiate_trainer(logger=False, enable_checkpointing=False, callbacks=[], **kwargs)
         if self.run_folder is None:
@@ -102,12 +104,13 @@ class SuperFERCLI(LightningCLI):
             enable_progress_bar=sys.stdout.isatty() and self.config.trainer.enable_progress_bar is not False,
             **kwargs,
         )
+        callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
         if self.command == "test":
-            trainer.callbacks.append(TestReport(self.run_folder))
+            callbacks.append(TestReport(self.run_folder))
         elif trainer.loggers:
-            trainer.callbacks.append(LearningRateMonitor(logging_interval="epoch"))
+            callbacks.append(LearningRateMonitor(logging_interval="epoch"))
         if not sys.stdout.isatty():
-            trainer.callbacks.append(LogLines())
+            callbacks.append(LogLines())
         return trainer
 
     def _place_checkpoints(self) -> None:

@@ -1,6 +1,6 @@
 """Finished runs -> the paper's table with intervals, the difference of the arms with a verdict, and both figures.
 
-    python compare.py runs/bilinear/RUN runs/dic/RUN [--rule majority|argmax] [--output comparison]
+    python compare.py runs/bilinear/RUN runs/dic/RUN [--rule majority|argmax] [--output results]
 
 Accuracies are recomputed from ``predictions_{split}.csv``. Several runs of one arm are its seeds. Everything is
 computed before the first file is written; ``table.md``, ``comparison.json``, ``figure1.png`` and ``figure2.png`` are
@@ -15,8 +15,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from comparison_figures import draw_curves, draw_faces
-from comparison_measures import (
+from comparison.figures import draw_curves, draw_faces
+from comparison.measures import (
     Accuracy,
     Arms,
     Difference,
@@ -26,7 +26,7 @@ from comparison_measures import (
     measure_differences,
     verdict,
 )
-from comparison_runs import (
+from comparison.runs import (
     RULES,
     SPLITS,
     ComparisonError,
@@ -60,7 +60,7 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument(
         "runs", nargs="+", type=Path, metavar="RUN", help="run folder: runs/<experiment>/<time>_s<seed>"
     )
-    parser.add_argument("--output", type=Path, default=Path("comparison"), metavar="DIR", help="default: comparison")
+    parser.add_argument("--output", type=Path, default=Path("results"), metavar="DIR", help="default: results")
     parser.add_argument("--rule", choices=RULES, default="majority", help="which labels count; default: majority")
     parser.add_argument("--no-faces", action="store_true", help="leave out figure1.png, which needs the data")
     options = parser.parse_args(args)

@@ -26,7 +26,9 @@ def find_run(path: str | Path) -> Path:
         if (folder / "config.yaml").is_file():
             return folder
     what = "holds no config.yaml" if path.exists() else "does not exist"
-    raise FileNotFoundError(f"{path} {what}; needed is a run folder (runs/<experiment>/<time>_s<seed>) or a checkpoint in one")
+    raise FileNotFoundError(
+        f"{path} {what}; needed is a run folder (runs/<experiment>/<time>_s<seed>) or a checkpoint in one"
+    )
 
 
 def find_checkpoint(path: str | Path, names: tuple[str, ...] = ("best.ckpt", "latest.ckpt")) -> Path:
@@ -58,7 +60,9 @@ def new_run_folder(root: str | Path, experiment: str, seed: int) -> Path:
     parent = Path(root) / experiment
     job = os.environ.get("SLURM_JOB_ID") or os.environ.get("TORCHELASTIC_RUN_ID")
     if job == "none":
-        raise RuntimeError("torchrun needs a name for the job, which names the run folder: add --rdzv-id=NAME or --standalone")
+        raise RuntimeError(
+            "torchrun needs a name for the job, which names the run folder: add --rdzv-id=NAME or --standalone"
+        )
     if job:
         folder = parent / f"{job}_s{seed}"
         folder.mkdir(parents=True, exist_ok=True)

@@ -49,7 +49,8 @@ class RunRecord(SaveConfigCallback):
             self._write(trainer)
         if wandb_logger:
             wandb_logger.experiment.config.update(
-                {"config": yaml.safe_load(config), "run": {**self._record, "folder": folder.name}}, allow_val_change=True
+                {"config": yaml.safe_load(config), "run": {**self._record, "folder": folder.name}},
+                allow_val_change=True,
             )
 
     def _write(self, trainer: L.Trainer) -> None:

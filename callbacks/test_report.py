@@ -94,10 +94,16 @@ class TestReport(L.Callback):
                 logger.log_metrics(figures)
         main = rules["majority"]["all"]
         if main["n"]:
-            print(f"{split}: accuracy {main['acc']:.4f} on {main['n']} images (majority rule); macro-F1 {main['macro_f1']:.4f}")
+            shown = f"accuracy {main['acc']:.4f}, macro-F1 {main['macro_f1']:.4f}"
+            print(f"{split}: {shown} on {main['n']} images (majority rule)")
 
     def _write_predictions(
-        self, split: str, names: np.ndarray, labels: dict[str, np.ndarray], in_train: np.ndarray, probabilities: torch.Tensor
+        self,
+        split: str,
+        names: np.ndarray,
+        labels: dict[str, np.ndarray],
+        in_train: np.ndarray,
+        probabilities: torch.Tensor,
     ) -> None:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")

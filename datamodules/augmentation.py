@@ -4,9 +4,9 @@ import os
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would look for updates online when imported
 
-import albumentations as A  # noqa: E402
-import cv2  # noqa: E402
-import numpy as np  # noqa: E402
+import albumentations as A
+import cv2
+import numpy as np
 
 cv2.setNumThreads(1)  # the loader's processes are the parallelism; threads of their own would get in each other's way
 

@@ -6,13 +6,16 @@ from typing import Literal, NamedTuple
 import lightning as L
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch.utils.data import BatchSampler, DataLoader, Dataset
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser
+from torch.utils.data import BatchSampler, DataLoader
 
 from datamodules.augmentation import FaceAugmentation
+from datamodules.ferplus_dataset import Batch, Faces, FacesOnTheFly, FERPlusDataset
+from datamodules.ferplus_files import FACE_SIZE
 from datamodules.ferplus_labels import CLASSES, LabelMode, argmax_labels, majority_labels, process_votes
 from datamodules.ferplus_report import describe
-from datamodules.ferplus_source import CACHE_FOLDER, FACE_SIZE, SPLITS, FERPlusTable, open_table
+from datamodules.ferplus_source import CACHE_FOLDER, SPLITS, FERPlusTable, open_table
 from datamodules.files import is_synthetic
 from datamodules.samplers import EpochSampler
 from datamodules.upscaled_cache import UpscaledCache
@@ -22,7 +25,6 @@ from models.dic import SCALE
 UPSCALED_SIZE = FACE_SIZE * SCALE
 _FILL_BATCH = 8
 Split = Literal["train", "val", "test"]
-Batch = dict[str, torch.Tensor]
 
 
 class FERPlusSplit(NamedTuple):
@@ -48,11 +50,8 @@ def load_split(root: str | Path, split: Split, label_mode: LabelMode) -> FERPlus
         ValueError: The data or an argument is wrong, or the split is empty; the message says what and where.
     """
     table, _ = open_table(root)
-    rows = _split_rows(table, root, split)
-    kept, targets = process_votes(table.votes[rows], label_mode)
-    if not kept.any():
-        raise ValueError(f"{root}: no image of the split {split!r} is kept by label_mode {label_mode!r}")
-    return FERPlusSplit(table.names[rows[kept]].tolist(), np.asarray(table.images[rows[kept]]), targets[kept])
+    rows, targets = _kept(table, root, split, label_mode)
+    return FERPlusSplit(table.names[rows].tolist(), np.asarray(table.images[rows]), targets)
 
 
 def _split_rows(table: FERPlusTable, root: str | Path, split: str) -> np.ndarray:
@@ -65,105 +64,49 @@ def _split_rows(table: FERPlusTable, root: str | Path, split: str) -> np.ndarray
     return rows
 
 
-class FERPlusDataset(Dataset):
-    """Rows of a table as batches of enlarged, augmented faces.
+def _kept(table: FERPlusTable, root: str | Path, split: str, label_mode: LabelMode) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of a split that a label mode keeps, and their targets, float32 N,8."""
+    rows = _split_rows(table, root, split)
+    kept, targets = process_votes(table.votes[rows], label_mode)
+    if not kept.any():
+        raise ValueError(f"{root}: no image of the split {split!r} is kept by label_mode {label_mode!r}")
+    return rows[kept], targets[kept]
 
-    Indexed by lists of ``(epoch, index)``, as the samplers give them, a batch at a time: interpolation and reduction
-    run on the whole batch, augmentation image by image.
+
+def arm_images(config: Path, split: Split, names: list[str]) -> np.ndarray:
+    """Faces as the arm of a finished run saw them, before the reduction to its input size.
 
     Args:
-        table: The data.
-        rows: Rows to serve.
-        labels: int64, one per row; -1 where the label rule leaves the image out.
-        targets: float32 len(rows),8.
-        upscaler: Enlarges what is not cached.
-        cache: Enlarged images by ``unique`` position, or None to enlarge on the fly.
-        unique: For each row of the table its position in the cache.
-        input_size: Side of the images served.
-        augmentation: Random changes, or None.
-        draw_label: Draw each target from the distribution anew (FER+ "probability" mode).
-        seed: Seed of all that is random.
+        config: ``config.yaml`` of the run.
+        split: Where the faces are.
+        names: Which ones.
+
+    Returns:
+        uint8 N,384,384, or N,384,384,3 where the arm has colours.
+
+    Raises:
+        ValueError: The configuration, the data or a name is wrong.
     """
-
-    def __init__(
-        self,
-        table: FERPlusTable,
-        rows: np.ndarray,
-        labels: np.ndarray,
-        targets: np.ndarray,
-        upscaler: Upscaler,
-        cache: UpscaledCache | None,
-        unique: np.ndarray,
-        input_size: int,
-        augmentation: FaceAugmentation | None,
-        draw_label: bool,
-        seed: int,
-    ) -> None:
-        self.table, self.rows, self.labels, self.targets = table, rows, labels, targets
-        self.upscaler, self.cache, self.unique = upscaler, cache, unique
-        self.input_size, self.augmentation, self.draw_label, self.seed = input_size, augmentation, draw_label, seed
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def upscaled(self, indices: list[int]) -> torch.Tensor:
-        """Enlarged faces, uint8 B,C,384,384."""
-        rows = self.rows[indices]
-        if self.cache is not None:
-            return torch.from_numpy(self.cache[self.unique[rows]])
-        return self.upscaler(torch.from_numpy(np.array(self.table.images[rows]))[:, None])
-
-    def __getitems__(self, keys: list[tuple[int, int]]) -> Batch:
-        indices = [index for _, index in keys]
-        images = reduce_size(self.upscaled(indices), self.input_size)
-        if self.augmentation is not None:
-            augmented = [
-                self.augmentation(image.permute(1, 2, 0).numpy(), self.seed, epoch, index)
-                for image, (epoch, index) in zip(images, keys, strict=True)
-            ]
-            images = torch.from_numpy(np.stack(augmented)).permute(0, 3, 1, 2)
-        targets = torch.from_numpy(self.targets[indices])
-        if self.draw_label:
-            drawn = [
-                np.random.default_rng((self.seed, epoch, index)).choice(len(CLASSES), p=_normalised(self.targets[index]))
-                for epoch, index in keys
-            ]
-            targets = F.one_hot(torch.tensor(drawn), len(CLASSES)).float()
-        return {
-            "image": (images.float() / 255).expand(-1, 3, -1, -1),  # a view: gray is stored and sent once
-            "target": targets,
-            "label": torch.from_numpy(self.labels[indices]),
-            "index": torch.tensor(indices),
-        }
-
-    def __getitem__(self, key: tuple[int, int]) -> Batch:
-        return {name: value[0] for name, value in self.__getitems__([key]).items()}
-
-
-def _normalised(distribution: np.ndarray) -> np.ndarray:
-    wide = distribution.astype(np.float64)
-    return wide / wide.sum()
-
-
-def reduce_size(images: torch.Tensor, size: int) -> torch.Tensor:
-    """Reduces uint8 B,C,H,W to uint8 B,C,size,size with an antialiased bilinear (triangle) filter."""
-    if images.shape[-1] == size:
-        return images
-    large = images.float()
-    small = F.interpolate(large, size=(size, size), mode="bilinear", align_corners=False, antialias=True)
-    return small.round().clamp(0, 255).to(torch.uint8)
-
-
-def _whole_batch(batch: Batch) -> Batch:
-    return batch
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(L.LightningDataModule, "data", required=True)
+    try:
+        parsed = parser.parse_object({"data": yaml.safe_load(config.read_text())["data"]})
+    except (ArgumentError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise ValueError(f"{config}: does not describe the data of a run ({error})") from error
+    data = parser.instantiate_classes(parsed).data
+    if not isinstance(data, FERPlusDataModule):
+        raise ValueError(f"{config}: the data are {type(data).__name__}, needed is FERPlusDataModule")
+    images = data.enlarged(split, names)
+    return images[:, 0] if images.shape[1] == 1 else images.transpose(0, 2, 3, 1)
 
 
 class FERPlusDataModule(L.LightningDataModule):
     """Serves FER+ for training, validation and testing.
 
-    Batches are dictionaries: ``image`` float32 B,3,S,S in [0, 1]; ``target`` float32 B,8; ``label`` int64 B; ``index``
-    int64 B, the position in the split's data set. Validation uses the majority rule whatever ``label_mode`` is. The
-    test data set holds the images that either rule keeps; ``label`` is -1 for those the majority rule leaves out.
+    Batches are dictionaries: ``image`` float32 B,3,S,S in [0, 1]; ``target`` float32 B,8; ``label`` int64 B, the emotion
+    with the most votes; ``index`` int64 B, the position in the split's data set. Validation uses the majority rule
+    whatever ``label_mode`` is. The test data set holds the images that either rule keeps; ``label`` is -1 and
+    ``target`` zero for those the majority rule leaves out.
 
     Args:
         root: Folder with the data; layouts in ``datamodules.ferplus_source``.
@@ -224,9 +167,14 @@ class FERPlusDataModule(L.LightningDataModule):
 
     def check(self, command: str) -> None:
         """Refuses data that ``command`` (train, test or upscale) could not use; parses it if that was not done yet."""
-        needed = {"train": ("train", "val"), "test": (self.test_split,)}.get(command, ())
-        for split in needed:
-            _split_rows(self.open(), self.root, split)
+        table = self.open()
+        if command == "train":
+            kept, _ = _kept(table, self.root, "train", self.label_mode)
+            _kept(table, self.root, "val", "majority")
+            if len(kept) < self.batch_size:
+                raise ValueError(f"batch_size is {self.batch_size}, more than the {len(kept)} training images")
+        elif command == "test":
+            _split_rows(table, self.root, self.test_split)
 
     @property
     def cache_folder(self) -> Path | None:
@@ -239,45 +187,38 @@ class FERPlusDataModule(L.LightningDataModule):
         print(describe(self.open(), self.label_mode), flush=True)
 
     def setup(self, stage: str) -> None:
-        present = [split for split in SPLITS if len(self.open().rows(split))]
-        splits: list[str] = {"fit": ["train", "val"], "validate": ["val"], "test": [self.test_split]}.get(stage, present)
-        for split in splits:
-            _split_rows(self.open(), self.root, split)
+        table = self.open()
+        present = [split for split in SPLITS if len(table.rows(split))]
+        needed = {"fit": ["train", "val"], "validate": ["val"], "test": [self.test_split]}
+        splits: list[str] = needed.get(stage, present)
+        rows = {split: _split_rows(table, self.root, split) for split in splits}
         self.fill_cache(splits)
         if stage == "fit":
-            rows, targets = self._kept("train", self.label_mode)
-            self.datasets["train"] = self._dataset(rows, targets.argmax(axis=1), targets, training=True)
+            self.datasets["train"] = self._dataset(*_kept(table, self.root, "train", self.label_mode), training=True)
         if stage in ("fit", "validate"):
-            rows, targets = self._kept("val", "majority")
-            self.datasets["val"] = self._dataset(rows, targets.argmax(axis=1), targets)
+            self.datasets["val"] = self._dataset(*_kept(table, self.root, "val", "majority"))
         if stage == "test":
-            table = self.open()
-            rows = table.rows(self.test_split)
-            majority = majority_labels(table.votes[rows])
-            used = (majority >= 0) | (argmax_labels(table.votes[rows]) >= 0)
-            _, targets = process_votes(table.votes[rows], "majority")
-            self.datasets["test"] = self._dataset(rows[used], majority[used], targets[used])
+            votes = table.votes[rows[self.test_split]]
+            used = (majority_labels(votes) >= 0) | (argmax_labels(votes) >= 0)
+            _, targets = process_votes(votes, "majority")
+            self.datasets["test"] = self._dataset(rows[self.test_split][used], targets[used])
 
-    def _kept(self, split: str, mode: LabelMode) -> tuple[np.ndarray, np.ndarray]:
-        rows = self.open().rows(split)
-        kept, targets = process_votes(self.open().votes[rows], mode)
-        if not kept.any():
-            raise ValueError(f"{self.root}: no image of the split {split!r} is kept by label_mode {mode!r}")
-        return rows[kept], targets[kept]
-
-    def _dataset(self, rows: np.ndarray, labels: np.ndarray, targets: np.ndarray, training: bool = False) -> FERPlusDataset:
+    def _dataset(self, rows: np.ndarray, targets: np.ndarray, training: bool = False) -> FERPlusDataset:
+        """Data set of rows; images with a target of zero have the label -1."""
+        table = self.open()
+        most_voted = table.votes[rows, : len(CLASSES)].argmax(axis=1)
+        faces: Faces = self._cache if self._cache else FacesOnTheFly(table.images, self.upscaler)
         return FERPlusDataset(
-            self.open(),
+            table,
             rows,
-            labels,
-            targets,
-            self.upscaler,
-            self._cache,
-            self._unique,
-            self.input_size,
-            self.augmentation if training else None,
-            training and self.label_mode == "probability",
-            self.seed,
+            labels=np.where(targets.any(axis=1), most_voted, -1),
+            targets=targets,
+            faces=faces,
+            places=self._unique[rows] if self._cache else rows,
+            input_size=self.input_size,
+            augmentation=self.augmentation if training else None,
+            draw_label=training and self.label_mode == "probability",
+            seed=self.seed,
         )
 
     def fill_cache(self, splits: list[str]) -> None:
@@ -287,7 +228,8 @@ class FERPlusDataModule(L.LightningDataModule):
             return
         if self._cache is None:
             shape = (self.upscaler.channels, UPSCALED_SIZE, UPSCALED_SIZE)
-            self._cache = UpscaledCache(folder, table.images[self._unique_rows], shape)
+            keys = {"data": self.fingerprint, "upscaler": self.upscaler.fingerprint()}
+            self._cache = UpscaledCache(folder, table.images[self._unique_rows], shape, keys)
         rows = np.concatenate([table.rows(split) for split in splits])
         device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
@@ -300,14 +242,14 @@ class FERPlusDataModule(L.LightningDataModule):
 
     def enlarged(self, split: str, names: list[str]) -> np.ndarray:
         """The faces with these names as the classifier's arm sees them, before reduction: uint8 N,C,384,384."""
-        rows = _split_rows(self.open(), self.root, split)
-        place = {name: index for index, name in enumerate(self.open().names[rows])}
-        missing = [name for name in names if name not in place]
+        table = self.open()
+        rows = {table.names[row]: row for row in _split_rows(table, self.root, split)}
+        missing = [name for name in names if name not in rows]
         if missing:
             raise ValueError(f"{self.root}: the split {split!r} has no image named {missing[0]!r}")
         self.fill_cache([split])
-        dataset = self._dataset(rows, np.zeros(len(rows), dtype=np.int64), np.zeros((len(rows), len(CLASSES))))
-        return dataset.upscaled([place[name] for name in names]).numpy()
+        dataset = self._dataset(np.array([rows[name] for name in names]), np.zeros((len(names), len(CLASSES))))
+        return dataset.faces[dataset.places]
 
     def class_counts(self) -> np.ndarray:
         """Training mass of each class: the sum of the targets, float64 8."""

@@ -73,6 +73,7 @@ def process_votes(votes: np.ndarray, mode: LabelMode) -> tuple[np.ndarray, np.nd
     unique = [_target(row, mode) for row in rows]
     kept = np.array([target is not None for target in unique], dtype=bool)
     table = np.array([np.zeros(_UNKNOWN) if t is None else t for t in unique], dtype=np.float32)
+    inverse = inverse.reshape(-1)  # NumPy 2.0.0 returns N,1
     return kept[inverse], table.reshape(-1, _UNKNOWN)[inverse]
 
 

@@ -1,12 +1,14 @@
-"""Files that appear whole or not at all."""
+"""Files and folders that appear whole or not at all."""
 
 import os
+import secrets
 import shutil
-import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 SYNTHETIC_MARKER = "SYNTHETIC"  # a file of this name marks a folder of generated data
+_LEFTOVER_AGE = 24 * 3600.0  # seconds after which no living process can still be writing a temporary file
 
 
 def is_synthetic(root: str | Path) -> bool:
@@ -17,16 +19,15 @@ def is_synthetic(root: str | Path) -> bool:
 def write_atomically(path: Path, data: bytes | str) -> None:
     """Writes a file under a temporary name beside it, flushes it to the disk and renames it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = _temporary(path)
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:
             file.write(data.encode() if isinstance(data, str) else data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
+        temporary.replace(path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
@@ -36,29 +37,45 @@ def replace_folder(path: Path, write: Callable[[Path], None]) -> None:
     Of two processes that do so at once the later one wins; a reader that has the old files open keeps them.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    remove_leftovers(path.parent)
+    new = _temporary(path)
     try:
-        new.chmod(0o777 & ~_umask())
+        new.mkdir()
         write(new)
         while True:
             try:
                 new.rename(path)
                 return
-            except OSError:
-                if not path.is_dir():
+            except OSError:  # something is there
+                if not path.exists():
                     raise
-                old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-                try:
-                    path.rename(old)  # onto an empty folder: allowed and atomic
-                except FileNotFoundError:
-                    pass  # another process has just moved it away
-                shutil.rmtree(old, ignore_errors=True)
+            old = _temporary(path)
+            try:
+                path.rename(old)
+            except FileNotFoundError:
+                continue  # another process has just moved it away
+            _remove(old)
     except BaseException:
-        shutil.rmtree(new, ignore_errors=True)
+        _remove(new)
         raise
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def remove_leftovers(folder: Path) -> None:
+    """Removes temporary files that killed processes left in ``folder``: those that are more than a day old."""
+    for path in folder.glob(".*.writing-*"):
+        try:
+            if time.time() - path.stat().st_mtime > _LEFTOVER_AGE:
+                _remove(path)
+        except OSError:
+            pass  # another process has removed it, or we may not
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.writing-{secrets.token_hex(6)}")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

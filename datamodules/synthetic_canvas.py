@@ -6,6 +6,7 @@ as Gaussians at the landmarks.
 Shapes: K = 68 landmarks, N points, S canvas side, G side of the lighting grid. Colours are RGB in [0, 1].
 """
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,22 +96,22 @@ def sample_look(rng: np.random.Generator) -> Look:
 
 
 def smooth_curve(points: Points, closed: bool) -> Points:
-    """Catmull-Rom spline through points N,2, M,2; it passes through every point, which keeps the landmarks exact."""
-    before = points[-1:] if closed else 2 * points[:1] - points[1:2]
-    after = points[:2] if closed else 2 * points[-1:] - points[-2:-1]
-    p = np.concatenate([before, points, after])
-    windows = np.stack([p[:-3], p[1:-2], p[2:-1], p[3:]], axis=1)
-    curve = (_SPLINE @ windows).reshape(-1, 2)
-    return curve if closed else np.concatenate([curve, points[-1:]])
+    """Catmull-Rom spline through points N,D, M,D; it passes through every point, which keeps the landmarks exact."""
+    return _spline(len(points), closed) @ points
 
 
-def _spline_weights(steps: int) -> Points:
-    """Weights steps,4 of four successive points on the curve between the middle two."""
-    t = np.linspace(0.0, 1.0, steps, endpoint=False)
-    return 0.5 * np.stack([-t + 2 * t**2 - t**3, 2 - 5 * t**2 + 3 * t**3, t + 4 * t**2 - 3 * t**3, t**3 - t**2], 1)
-
-
-_SPLINE = _spline_weights(6)
+@functools.cache
+def _spline(number: int, closed: bool, steps: int = 6) -> Points:
+    """The spline as a matrix: each of its points is a weighted sum of the given ones."""
+    p = np.eye(number)
+    before = p[-1:] if closed else 2 * p[:1] - p[1:2]
+    after = p[:2] if closed else 2 * p[-1:] - p[-2:-1]
+    p = np.concatenate([before, p, after])
+    t = np.linspace(0.0, 1.0, steps, endpoint=False)[:, None]
+    weights = (-t + 2 * t**2 - t**3, 2 - 5 * t**2 + 3 * t**3, t + 4 * t**2 - 3 * t**3, t**3 - t**2)
+    pieces = sum(0.5 * w * p[i : len(p) - 3 + i, None] for i, w in enumerate(weights))
+    curve = np.reshape(pieces, (-1, number))
+    return curve if closed else np.concatenate([curve, np.eye(number)[-1:]])
 
 
 def ribbon(points: Points, widths: Points | float) -> Points:
@@ -199,7 +200,7 @@ class Face:
 
 
 def _ink(colour: Points, lit: float) -> list[float]:
-    return [255 * min(max(float(value), 0.0), 1.0) for value in (*colour, lit)]
+    return [255 * min(max(value, 0.0), 1.0) for value in (*colour.tolist(), lit)]
 
 
 def _fixed_point(outline: Points) -> Image:

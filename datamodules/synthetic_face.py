@@ -105,25 +105,19 @@ def _draw_hair(face: Face) -> None:
     look, skull = face.look, face.head.skull
     if look.hair_style == 0:
         return
-    line = look.hairline if look.hair_style < 3 else look.hairline - 0.3
+    line = look.hairline if look.hair_style < 3 else look.hairline - 0.24
     side = 0.1 if look.hair_style == 1 else 0.55
     top = _arc(face, 1.1, skull + 0.14, side, -0.05)
-    inner = [
-        [-1.0, -0.1],
-        [-0.9, -0.5],
-        [-0.55, -line],
-        [-0.1, -line - 0.06],
-        [0.4, -line + 0.02],
-        [0.88, -0.5],
-        [1.0, -0.1],
-    ]
-    edge = smooth_curve(face.place(inner, 0.05), False)
+    middle = [[-0.55, -line], [-0.1, -line - 0.06], [0.4, -line + 0.02]]
+    edge = smooth_curve(face.place([[-1.0, -0.1], [-0.9, -0.5], *middle, [0.88, -0.5], [1.0, -0.1]], 0.05), False)
     outline = np.concatenate([top, edge])
     face.fill(outline, look.hair, lit=0.75)
-    strands = []
-    for t in np.linspace(-0.85, 0.85, 11):
-        strand = [[0.4 * t, -skull - 0.08], [0.75 * t, -skull + 0.15], [0.98 * t, -line - 0.18 + 0.42 * t * t]]
-        strands.append(smooth_curve(face.place(strand, 0.0), False))
+    t = np.linspace(-0.85, 0.85, 11)
+    ends = np.stack(
+        [[0.4 * t, 0 * t - skull - 0.08], [0.75 * t, 0 * t - skull + 0.15], [0.98 * t, 0.42 * t**2 - line - 0.18]]
+    )
+    placed = face.place(ends.swapaxes(1, 2).reshape(-1, 2), 0.0)
+    strands = list(smooth_curve(placed.reshape(3, -1), False).reshape(-1, len(t), 2).swapaxes(0, 1))
     face.strokes(strands, look.hair * 1.25 + 0.02, 0.02, lit=0.75)
 
 
@@ -131,17 +125,18 @@ def _draw_eyes(face: Face) -> None:
     """Eyes and brows."""
     look, unit = face.look, face.unit
     dark = np.minimum(look.skin * 0.25, 0.16)
+    below, aside = np.array([0.0, unit]), np.array([unit, 0.0])
     for eye, brow in ((face.points[36:42], face.points[17:22]), (face.points[42:48], face.points[22:27][::-1])):
         outline = smooth_curve(eye, True)
         upper, lower = smooth_curve(eye[:4], False), smooth_curve(eye[[3, 4, 5, 0]], False)
-        crease = upper + (upper.mean(0) - lower.mean(0)) * 0.25 + [0.0, -0.045 * unit]
+        crease = upper + (upper.mean(0) - lower.mean(0)) * 0.25 - 0.045 * below
         face.fill(ribbon(crease, 0.025 * unit), look.skin * 0.5, 0.6, soft=0.008)
-        face.fill(ribbon(lower + [0.0, 0.05 * unit], 0.03 * unit), look.skin * 0.55, 0.2 + 0.35 * look.age, soft=0.02)
+        face.fill(ribbon(lower + 0.05 * below, 0.03 * unit), look.skin * 0.55, 0.2 + 0.35 * look.age, soft=0.02)
         face.fill(outline, np.array([0.93, 0.91, 0.89]), lit=0.8)
-        centre = 0.75 * (eye[0] + eye[3]) / 2 + 0.25 * eye.mean(0) - [0.0, 0.018 * unit]
+        centre = 0.75 * (eye[0] + eye[3]) / 2 + 0.25 * eye.mean(0) - 0.018 * below
         face.fill(face.disc(centre, 0.082), look.iris, lit=0.5, within=outline)
         face.fill(face.disc(centre, 0.04), np.full(3, 0.02), lit=0.0, within=outline)
-        face.fill(face.disc(centre + [0.03 * unit, -0.03 * unit], 0.014), np.ones(3), 0.9, lit=0.0, within=outline)
+        face.fill(face.disc(centre + 0.03 * (aside - below), 0.014), np.ones(3), 0.9, lit=0.0, within=outline)
         face.fill(ribbon(upper, 0.034 * unit), dark)
         face.fill(ribbon(lower, 0.014 * unit), look.skin * 0.45, 0.6)
         widths = look.brow_width * unit * np.interp(np.linspace(0, 1, 25), [0, 0.35, 1], [0.5, 1.1, 1.5])
@@ -202,19 +197,20 @@ def _draw_lines(face: Face) -> None:
         face.fill(ribbon(smooth_curve(fold, False), 0.022 * unit), dark, strength, soft=0.014)
     brows = 0.5 * (p[19] + p[24])
     up = (brows - p[28]) / np.linalg.norm(brows - p[28]) * unit
+    across = (p[26] - p[17]) / np.linalg.norm(p[26] - p[17])
     raised = max(e.brow_inner, 0.0) + max(e.brow_outer, 0.0)
     for height in (0.14, 0.24, 0.34) if raised + look.age > 0.1 else ():
-        line = p[18:26] * [1, 0] * 0.9 + brows * [0.1, 1] + height * up * 1.0
+        line = brows + height * up + 0.9 * ((p[18:26] - brows) @ across)[:, None] * across
         face.fill(ribbon(smooth_curve(line, False), 0.018 * unit), dark, 1.2 * raised + 0.15 * look.age, soft=0.012)
     frown = max(e.brow_pinch, 0.0) * (1.0 if e.brow_inner < 0 else 0.4)
-    for brow in (p[21], p[22]) if frown > 0.005 else ():
-        inner = 0.6 * brow + 0.4 * 0.5 * (p[21] + p[22])
+    for brow, other in ((p[21], p[22]), (p[22], p[21])) if frown > 0.005 else ():
+        inner = 0.8 * brow + 0.2 * other
         crease = np.stack([inner + 0.05 * up, inner - 0.07 * up])
         face.fill(ribbon(crease, 0.022 * unit), dark, min(8 * frown, 0.65), soft=0.01)
     for height in (0.35, 0.75) if e.nose_wrinkle > 0.1 else ():
         middle = p[27] + height * (p[28] - p[27])
-        across = (p[42] - p[39]) * 0.3
-        wrinkle = np.stack([middle - across - 0.05 * up, middle, middle + across - 0.05 * up])
+        half = (p[42] - p[39]) * 0.3
+        wrinkle = np.stack([middle - half - 0.05 * up, middle, middle + half - 0.05 * up])
         face.fill(ribbon(smooth_curve(wrinkle, False), 0.016 * unit), dark, 0.35 * e.nose_wrinkle, soft=0.012)
 
 

@@ -117,12 +117,13 @@ _PROTOTYPES: dict[str, tuple[Expression, Expression]] = {
             brow_inner=0.16, brow_outer=0.03, brow_pinch=0.07, lid_upper=0.6, stretch=0.2, jaw_drop=0.13, **_both(-0.06)
         ),
         Expression(
-            brow_inner=0.17, brow_outer=0.02, brow_pinch=0.07, lid_upper=0.55, stretch=0.24, jaw_drop=0.06, **_both(-0.08)
+            brow_inner=0.17, brow_outer=0.02, brow_pinch=0.07, lid_upper=0.55, stretch=0.24, jaw_drop=0.06,
+            **_both(-0.08),
         ),
     ),
     "contempt": (
-        Expression(corner_left=0.15, corner_right=-0.03, brow_outer=0.02, lid_upper=-0.25, lid_lower=0.15, lip_press=0.3),
-        Expression(corner_left=-0.03, corner_right=0.15, brow_outer=0.02, lid_upper=-0.25, lid_lower=0.15, lip_press=0.3),
+        Expression(corner_left=0.15, corner_right=-0.03, lid_upper=-0.25, lid_lower=0.15, lip_press=0.3),
+        Expression(corner_left=-0.03, corner_right=0.15, lid_upper=-0.25, lid_lower=0.15, lip_press=0.3),
     ),
 }  # fmt: skip
 # How far a resting face is from the prototype, as standard deviations in the order of Expression's fields.
@@ -144,7 +145,7 @@ def sample_head(rng: np.random.Generator) -> Head:
         brow_arch=0.07 + 0.02 * n[8],
         nose_y=0.78 + 0.04 * n[9],
         nose_width=0.19 + 0.022 * n[10],
-        mouth_y=1.07 + 0.04 * n[11] + 0.03 * n[0],
+        mouth_y=1.08 + 0.03 * n[11] + 0.03 * n[0] + 0.025 * n[9],
         mouth_width=0.36 + 0.025 * n[12],
         lip=1.0 + 0.16 * n[13],
         skull=1.42 + 0.05 * n[14],
@@ -272,7 +273,8 @@ def _mouth(head: Head, expression: Expression) -> Points:
     bow = 1 - 0.55 * u**2  # the middle of a lip moves more than its sides
     y = y - expression.lip_raise * bow * is_upper
     y = y + expression.jaw_drop * np.where(is_lower, bow, 0.4 * u**6)
-    corner = np.where(u < 0, expression.corner_left, expression.corner_right)
+    rightness = (1 + np.clip(2 * u, -1, 1)) / 2
+    corner = (1 - rightness) * expression.corner_left + rightness * expression.corner_right
     y = y - corner * (u**2 - 0.2)
     x = u * head.mouth_width * (1 + expression.stretch)
     return np.column_stack([x, y + head.mouth_y])

@@ -1,6 +1,7 @@
 """Ways of enlarging 48x48 faces eightfold. The arms of the comparison differ in this and in nothing else.
 
-Another network joins by one subclass of ``Upscaler``; a configuration names it as ``data.init_args.upscaler.class_path``.
+Another network joins by one subclass of ``Upscaler``, which a configuration names as
+``data.init_args.upscaler.class_path``.
 """
 
 import hashlib
@@ -89,7 +90,7 @@ class DICUpscaler(Upscaler):
 
     def fingerprint(self) -> str:
         """Hash of the network's configuration and weights, and the colour; not of the file's name or other content."""
-        digest = hashlib.sha256(repr((self._network.config, self.color)).encode())
+        digest = hashlib.sha256(repr((sorted(self._network.config.items()), self.color)).encode())
         for key, value in sorted(self._network.state_dict().items()):
             digest.update(key.encode() + value.detach().cpu().contiguous().numpy().tobytes())
         return f"{self.name}-{digest.hexdigest()[:16]}"
@@ -99,6 +100,10 @@ class DICUpscaler(Upscaler):
         self._network.to(images.device)
         faces = (images.float() / 255).expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
         large = self._network.upscale(faces) * 255
+        if not large.isfinite().all():
+            raise ValueError(
+                f"{self.path}: the generator returned numbers that are not finite; was it trained to its end?"
+            )
         if self.color == "gray":
             red, green, blue = large.unbind(dim=1)
             large = (0.299 * red + 0.587 * green + 0.114 * blue)[:, None]

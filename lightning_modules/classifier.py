@@ -12,7 +12,8 @@ from typing import Literal
 import lightning as L
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
 from torchmetrics import MetricCollection
 from torchmetrics.classification import (
     MulticlassAccuracy,
@@ -71,7 +72,7 @@ class EmotionClassifier(L.LightningModule):
         arch: Which ResNet.
         in_channels: 1 takes the first channel (all are equal in gray images), 3 all of them.
         weights: ``imagenet`` starts from torchvision's weights, which are downloaded if they are not there yet.
-        loss: ``crossentropy`` for the label modes majority, crossentropy and probability; ``multi_target`` for that mode.
+        loss: ``multi_target`` for the label mode of that name, ``crossentropy`` for the others.
         optimizer: SGD with Nesterov momentum 0.9, or AdamW.
         learning_rate: Highest learning rate.
         weight_decay: On convolution and linear weights; not on biases and normalisation.
@@ -102,13 +103,20 @@ class EmotionClassifier(L.LightningModule):
         channels_last: bool = True,
     ) -> None:
         super().__init__()
+        self.class_weight: Tensor
         limits = {"learning_rate": (learning_rate, 0, math.inf), "weight_decay": (weight_decay, 0, math.inf)}
-        limits |= {"warmup": (warmup, 0, 0.9), "label_smoothing": (label_smoothing, 0, 0.9), "mixup": (mixup, 0, math.inf)}
+        limits |= {
+            "warmup": (warmup, 0, 0.9),
+            "label_smoothing": (label_smoothing, 0, 0.9),
+            "mixup": (mixup, 0, math.inf),
+        }
         for name, (value, low, high) in limits.items():
             if not low <= value <= high:
                 raise ValueError(f"{name} is {value}, allowed are {low} to {high}")
         if loss == "multi_target" and (label_smoothing or mixup or class_weighting):
-            raise ValueError("loss multi_target takes no label_smoothing, mixup or class_weighting; set them to 0 and false")
+            raise ValueError(
+                "loss multi_target takes no label_smoothing, mixup or class_weighting; set them to 0 and false"
+            )
         self.save_hyperparameters(logger=False)
         self.net = resnet(arch, NUM_CLASSES, in_channels, pretrained=weights == "imagenet")
         if channels_last:
@@ -133,14 +141,19 @@ class EmotionClassifier(L.LightningModule):
             image = image.contiguous(memory_format=torch.channels_last)
         return self.net(image)
 
-    def on_fit_start(self) -> None:
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
+    def check_data(self, data: L.LightningDataModule) -> None:
+        """Refuses a data module that this module cannot be trained or tested with; called before anything starts."""
+        if not hasattr(data, "label_mode"):
+            raise ValueError(f"{type(self).__name__} needs a FERPlusDataModule, got a {type(data).__name__}")
         if (data.label_mode == "multi_target") != (self.hparams["loss"] == "multi_target"):
             raise ValueError(
                 f"data.label_mode is {data.label_mode!r} and model.loss is {self.hparams['loss']!r}; "
                 "multi_target needs both, the other modes the loss crossentropy"
             )
+
+    def on_fit_start(self) -> None:
         if self.hparams["class_weighting"]:
+            data = self.trainer.datamodule  # type: ignore[attr-defined]
             counts = torch.as_tensor(data.class_counts(), dtype=torch.float32, device=self.device)
             self.class_weight.copy_(counts.sum() / (NUM_CLASSES * counts.clamp(min=1)))
 
@@ -181,10 +194,13 @@ class EmotionClassifier(L.LightningModule):
         """Returns what ``callbacks.test_report.TestReport`` collects: ``index`` B and ``probability`` B,8."""
         return {"index": batch["index"], "probability": self(batch["image"]).float().softmax(dim=1)}
 
-    def configure_optimizers(self) -> dict:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         decayed = [p for p in self.parameters() if p.requires_grad and p.ndim > 1]
         others = [p for p in self.parameters() if p.requires_grad and p.ndim <= 1]
-        groups = [{"params": decayed, "weight_decay": self.hparams["weight_decay"]}, {"params": others, "weight_decay": 0.0}]
+        groups = [
+            {"params": decayed, "weight_decay": self.hparams["weight_decay"]},
+            {"params": others, "weight_decay": 0.0},
+        ]
         rate = self.hparams["learning_rate"]
         optimizer: torch.optim.Optimizer
         if self.hparams["optimizer"] == "sgd":

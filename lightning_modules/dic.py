@@ -92,6 +92,11 @@ class DICModule(L.LightningModule):
         self.betas = betas
         self.configure_metrics()
 
+    def check_data(self, data: L.LightningDataModule) -> None:
+        """Refuse a data module without faces and landmarks; called before anything starts."""
+        if not hasattr(data, "hr_size"):
+            raise ValueError(f"{type(self).__name__} needs a FaceLandmarkDataModule, got a {type(data).__name__}")
+
     def configure_metrics(self) -> None:
         """Image quality of the last step and of plain bicubic enlargement, and the landmarks of the last step."""
         self.val_quality = MetricCollection({"psnr_y": LumaPSNR(), "ssim_y": LumaSSIM()}, prefix="val/")

@@ -8,7 +8,7 @@ are admitted under numpy's names, but resolve to the inert stand-ins below: the 
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -64,7 +64,7 @@ def read_checkpoint(path: str | Path) -> dict[str, object]:
         kind = "it is a folder" if path.is_dir() else "there is no such file"
         raise FileNotFoundError(f"checkpoint {path}: {kind}")
     try:
-        with torch.serialization.safe_globals(_STAND_INS):
+        with torch.serialization.safe_globals(list(_STAND_INS)):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file makes the reader raise almost anything
         raise CheckpointError(_why_unreadable(path, error)) from error
@@ -154,7 +154,7 @@ def dic_sizes(weights: Mapping[str, Tensor], path: str | Path) -> dict[str, int]
     }
 
 
-def build_strictly(network: type[Net], config: object, weights: Mapping[str, Tensor], path: str | Path) -> Net:
+def build_strictly(network: type[Net], config: Any, weights: Mapping[str, Tensor], path: str | Path) -> Net:
     """Build a network and load weights that must name its every parameter, with the right shape, and nothing else.
 
     Args:

@@ -152,7 +152,7 @@ class GuidedFeedbackBlock(FeedbackBlock):
         super().__init__(2 * num_features, num_features, num_groups)
         self.fusion_block = AttentiveFusion(num_features, num_fusion_blocks)
 
-    def forward(self, x: Tensor, hidden: Tensor, attention: Tensor) -> Tensor:
+    def forward(self, x: Tensor, hidden: Tensor, attention: Tensor) -> Tensor:  # type: ignore[override]
         """x and hidden B,F,2h,2w; attention B,5,2h,2w -> next hidden B,F,2h,2w."""
         fused = self.fusion_block(self.compress_in(torch.cat((x, hidden), dim=1)), attention)
         return self.project(fused)

@@ -2,8 +2,6 @@
 
 import csv
 import json
-import sys
-import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +11,8 @@ import pytest
 from PIL import Image
 
 import compare
-import comparison_figures
-from comparison_runs import read_runs
+import comparison.figures
+from comparison.runs import read_runs
 from datamodules.ferplus_labels import CLASSES
 from metrics.statistics import mcnemar_exact, mean_t_interval, welch_difference, wilson_interval
 
@@ -88,9 +86,7 @@ def faces(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, str, list[str]]]:
         shade = 60 if "bilinear" in config_path.read_text() else 200
         return np.full((len(names), 384, 384), shade, np.uint8)
 
-    stand_in = types.ModuleType("datamodules.ferplus")
-    stand_in.arm_images = arm_images  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "datamodules.ferplus", stand_in)
+    monkeypatch.setattr(comparison.figures, "arm_images", arm_images)
     return asked
 
 
@@ -229,13 +225,13 @@ def test_order_of_rows_in_a_predictions_file_does_not_matter(pair: tuple[Path, P
 def test_synthetic_data_is_named_in_every_table_and_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = [write_run(tmp_path / arm, arm, 0, BILINEAR, synthetic=True) for arm in ("bilinear", "dic")]
     titles = []
-    original = comparison_figures._png
+    original = comparison.figures._png
 
     def keep_title(figure: Any) -> bytes:
         titles.append(figure.get_suptitle())
         return original(figure)
 
-    monkeypatch.setattr(comparison_figures, "_png", keep_title)
+    monkeypatch.setattr(comparison.figures, "_png", keep_title)
     assert run_compare(tmp_path / "out", *runs, faces=True) == 0
     assert len(titles) == 2 and all("synthetic data" in title and "n = 35" in title for title in titles)
     table = (tmp_path / "out" / "table.md").read_text()
@@ -264,7 +260,7 @@ def test_figure1_asks_every_arm_for_the_same_faces_and_shows_them(
 
 def test_chosen_faces_cover_each_outcome_and_have_a_label(pair: tuple[Path, Path]) -> None:
     both = [run.tested["test"] for run in read_runs(pair)]
-    rows = comparison_figures.choose_faces(both, "majority", 9)
+    rows = comparison.figures.choose_faces(both, "majority", 9)
     right = np.stack([p.right("majority") for p in both])[:, rows]
     assert (both[0].labels["majority"][rows] >= 0).all()
     outcomes = [tuple(column) for column in right.T.tolist()]
@@ -284,9 +280,9 @@ def test_figure2_draws_the_logged_curves_in_percent(pair: tuple[Path, Path], mon
         figures.append(figure)
         return b""
 
-    monkeypatch.setattr(comparison_figures, "_png", keep)
+    monkeypatch.setattr(comparison.figures, "_png", keep)
     runs = read_runs(pair)
-    comparison_figures.draw_curves({run.arm: [run] for run in runs}, "FER+", {"val": 35})
+    comparison.figures.draw_curves({run.arm: [run] for run in runs}, "FER+", {"val": 35})
     accuracy, loss = figures[0].axes
     lines = {line.get_label(): line for line in accuracy.get_lines()}
     assert sorted(lines) == [
@@ -407,7 +403,7 @@ def test_unreachable_faces_or_output_end_in_one_message(
     def gone(*_: Any) -> np.ndarray:
         raise FileNotFoundError("no data in data/ferplus")
 
-    monkeypatch.setattr(sys.modules["datamodules.ferplus"], "arm_images", gone)
+    monkeypatch.setattr(comparison.figures, "arm_images", gone)
     assert run_compare(tmp_path / "out", *pair, faces=True) == 2
     assert "no data in data/ferplus; --no-faces leaves figure1.png out" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -1,0 +1,33 @@
+# make demo: the main job on built-in data. make test: lint, types, tests. Both make .venv and install what they need.
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+.PHONY: demo test lint install install-dev clean-demo
+.DELETE_ON_ERROR:
+
+$(VENV)/.installed: requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --upgrade pip
+	$(VENV)/bin/pip install --quiet -r requirements.txt
+	touch $@
+
+$(VENV)/.installed-dev: requirements.txt requirements-dev.txt $(VENV)/.installed
+	$(VENV)/bin/pip install --quiet -r requirements-dev.txt
+	touch $@
+
+install: $(VENV)/.installed
+install-dev: $(VENV)/.installed-dev
+
+lint: install-dev
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
+test: lint
+	NO_ALBUMENTATIONS_UPDATE=1 WANDB_MODE=offline $(PY) -m pytest
+
+demo: install
+	$(PY) demo.py
+
+clean-demo:
+	rm -rf demo/ runs/demo-*
