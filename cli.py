@@ -2,29 +2,45 @@
 
 import ctypes
 import json
-import os
+import shutil
 import sys
-import uuid
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+import wandb
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import CSVLogger, WandbLogger
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from callbacks.learning_rate import LearningRate
 from callbacks.log_lines import LogLines
+from callbacks.loggers import MetricsCSV, WandbMode, make_wandb_logger, wandb_mode
 from callbacks.run_record import RunRecord
 from callbacks.test_report import TestReport
 from lightning_modules.upscale_only import UpscaleOnly
-from models.checkpoints import CheckpointError
 from runs import find_checkpoint, find_run, new_run_folder, share_with_children
 
 Command = Literal["train", "test", "upscale"]
-PROJECT = "superfer"  # in W&B
+USAGE = {
+    "train": "--config FILE [--config FILE ...] [--resume RUN] [--KEY VALUE ...]",
+    "test": "--ckpt_path RUN_OR_CHECKPOINT [--split train|val|test] [--KEY VALUE ...]",
+    "upscale": "--config FILE [--config FILE ...] [--KEY VALUE ...]",
+}
+# What libraries say at every start and no user of this project can act on.
+HARMLESS = (
+    ".*LightningCLI's args parameter.*",
+    ".*LeafSpec.*",
+    ".*does not have many workers.*",
+    ".*is smaller than the logging interval.*",
+    ".*it is recommended to use `Trainer\\(devices=1.*",
+    ".*Checkpoint directory .* exists and is not empty.*",
+)
 
 
 def keep_freed_memory() -> None:
@@ -56,108 +72,98 @@ class SuperFERCLI(LightningCLI):
         run: Folder of an existing run; None makes a new one.
     """
 
-    def __init__(self, args: list[str] | None, command: Command, run: Path | None = None) -> None:
+    def __init__(self, args: list[str], command: Command, run: Path | None = None) -> None:
         self.command, self.run_folder = command, run
+        own: dict[Command, list[L.Callback]] = {"train": [LearningRate()], "test": [TestReport()], "upscale": []}
+        lines = [] if sys.stdout.isatty() or command == "upscale" else [LogLines()]
         super().__init__(
             args=args,
             run=False,
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,
-            save_config_callback=RunRecord if command == "train" else None,
+            save_config_callback=None if command == "upscale" else RunRecord,
             seed_everything_default=0,
-            trainer_defaults={"use_distributed_sampler": False},  # the samplers share out the data themselves
-            parser_kwargs={"allow_abbrev": False},
+            # The samplers share out the data themselves.
+            trainer_defaults={"use_distributed_sampler": False, "callbacks": [*own[command], *lines]},
+            parser_kwargs={"allow_abbrev": False, "prog": f"{command}.py", "usage": f"{command}.py {USAGE[command]}"},
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--experiment", type=str, required=True, help="Folder below runs, and group in W&B")
         parser.add_argument("--runs", type=str, default="runs", help="Folder of all run folders")
         parser.add_argument("--tags", type=list[str], default=[], help="Further tags in W&B")
-        parser.add_lightning_class_args(ModelCheckpoint, "best")
-        parser.add_lightning_class_args(ModelCheckpoint, "latest")
         shared = {"enable_version_counter": False, "save_top_k": 1}
-        parser.set_defaults({f"best.{key}": value for key, value in {**shared, "filename": "best"}.items()})
-        latest = {**shared, "filename": "latest", "save_on_train_epoch_end": True}
-        parser.set_defaults({f"latest.{key}": value for key, value in latest.items()})
+        own: dict[str, dict[str, Any]] = {"best": {}, "latest": {"save_on_train_epoch_end": True}}
+        for name, values in own.items():
+            parser.add_lightning_class_args(ModelCheckpoint, name)
+            parser.set_defaults({f"{name}.{k}": v for k, v in {**shared, **values, "filename": name}.items()})
         parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=_seed)
 
     def before_instantiate_classes(self) -> None:
         keep_freed_memory()
         torch.set_float32_matmul_precision("high")
         if self.config.best.monitor is None:
-            self.parser.error("best.monitor is missing: the metric that decides which checkpoint is the best")
+            raise ValueError("best.monitor is missing: the metric that decides which checkpoint is the best")
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """Refuses what cannot work before a folder is made or W&B is started; then builds the trainer."""
         if self.command != "upscale":
             self.model.check_data(self.datamodule)
-        self.datamodule.check(self.command)  # all of this before a folder is made or W&B is started
+        self.datamodule.check(self.command)
         if self.command == "upscale":
-            return super().instantiate_trainer(logger=False, enable_checkpointing=False, callbacks=[], **kwargs)
-        if self.run_folder is None:
-            self.run_folder = new_run_folder(self.config.runs, self.config.experiment, self.config.seed_everything)
-        share_with_children(self.run_folder)
-        self._place_checkpoints()
-        trainer = super().instantiate_trainer(
-            default_root_dir=str(self.run_folder),
-            logger=self._loggers(),
+            return super().instantiate_trainer(logger=False, callbacks=[], **kwargs)
+        mode = wandb_mode()
+        new = self.run_folder is None
+        folder = self.run_folder or new_run_folder(
+            self.config.runs, self.config.experiment, self.config.seed_everything
+        )
+        self.run_folder = folder
+        share_with_children(folder)
+        try:
+            trainer = self._trainer_in(folder, mode, **kwargs)
+            if self.datamodule.batch_size % trainer.world_size:
+                raise ValueError(
+                    f"batch_size is {self.datamodule.batch_size}, not a multiple of the {trainer.world_size} devices "
+                    "that share it"
+                )
+        except BaseException:
+            share_with_children(None)
+            if new:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+        return trainer
+
+    def _trainer_in(self, folder: Path, mode: WandbMode, **kwargs: Any) -> L.Trainer:
+        for name in ("best", "latest"):
+            self.config_init[name].dirpath = str(folder.resolve() / "checkpoints")
+        return super().instantiate_trainer(
+            default_root_dir=str(folder),
+            logger=self._loggers(folder, mode),
             enable_progress_bar=sys.stdout.isatty() and self.config.trainer.enable_progress_bar is not False,
             **kwargs,
         )
-        callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        if self.command == "test":
-            callbacks.append(TestReport(self.run_folder))
-        elif trainer.loggers:
-            callbacks.append(LearningRateMonitor(logging_interval="epoch"))
-        if not sys.stdout.isatty():
-            callbacks.append(LogLines())
-        return trainer
 
-    def _place_checkpoints(self) -> None:
-        for name in ("best", "latest"):
-            self.config_init[name].dirpath = str(Path(self.run_folder or ".") / "checkpoints")
-
-    def _loggers(self) -> Any:
-        if self.config.trainer.logger is False:
+    def _loggers(self, folder: Path, mode: WandbMode) -> list[Logger] | Literal[False]:
+        """W&B, ``metrics.csv`` for training, and what the configuration adds."""
+        added = self.config_init.trainer.logger
+        if added is False:
             return False
-        folder = Path(self.run_folder or ".")
+        loggers = [] if added in (None, True) else added if isinstance(added, list) else [added]
+        if self.command == "train":
+            loggers = [MetricsCSV(folder), *loggers]
+        if mode == "disabled":
+            return loggers
         upscaler = getattr(self.datamodule, "upscaler", None)
         arm = upscaler.name if upscaler else type(self.model).__name__
-        online = _wandb_online()
-        wandb_logger = WandbLogger(
-            project=PROJECT,
-            group=self.config.experiment,
-            job_type=self.command,
-            name=f"{self.config.experiment}_{folder.name}",
-            tags=[arm, *(["synthetic data"] if self.datamodule.synthetic else []), *self.config.tags],
-            save_dir=str(folder),
-            offline=not online,
-            id=_wandb_id(folder) if self.command == "train" else None,
-            resume="allow" if online else None,
-        )
-        if self.command == "test":
-            return [wandb_logger]
-        return [wandb_logger, CSVLogger(str(folder), name="", version="", flush_logs_every_n_steps=1)]
+        tags = [arm, *(["synthetic data"] if self.datamodule.synthetic else []), *self.config.tags]
+        return [make_wandb_logger(folder, self.config.experiment, self.command, tags, mode), *loggers]
 
 
-def _wandb_online() -> bool:
-    """Whether W&B may go online: a key is there or WANDB_MODE asks for it; never a question at the terminal."""
-    mode = os.environ.get("WANDB_MODE")
-    if mode:
-        return mode == "online"
-    netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
-    return bool(os.environ.get("WANDB_API_KEY")) or (netrc.is_file() and "wandb" in netrc.read_text(errors="ignore"))
-
-
-def _wandb_id(folder: Path) -> str:
-    """The W&B id of a run that is continued, or a new one."""
-    record = folder / "run.json"
-    saved = json.loads(record.read_text()).get("wandb_id") if record.is_file() else None
-    return saved or uuid.uuid4().hex[:8]
-
-
-def _arguments(args: list[str] | None) -> list[str]:
-    return list(sys.argv[1:] if args is None else args)
+def _refuse(error: object) -> NoReturn:
+    """One line, exit code 2."""
+    print("error: " + " ".join(str(error).split()), file=sys.stderr)
+    raise SystemExit(2)
 
 
 def _take_option(args: list[str], name: str) -> tuple[str | None, list[str]]:
@@ -165,30 +171,39 @@ def _take_option(args: list[str], name: str) -> tuple[str | None, list[str]]:
     for place, arg in enumerate(args):
         if arg == name:
             if place + 1 == len(args):
-                raise SystemExit(f"error: {name} needs a value: a run folder or a checkpoint in one")
+                _refuse(f"{name} needs a value")
             return args[place + 1], args[:place] + args[place + 2 :]
         if arg.startswith(f"{name}="):
             return arg.removeprefix(f"{name}="), args[:place] + args[place + 1 :]
     return None, args
 
 
+def _arguments(args: list[str] | None) -> list[str]:
+    for message in HARMLESS:
+        warnings.filterwarnings("ignore", message=message)
+    return list(sys.argv[1:] if args is None else args)
+
+
 def _parse(args: list[str], command: Command, run: Path | None = None) -> SuperFERCLI:
     """Parses and builds; what is wrong with the arguments or the data ends in one line and exit code 2."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*LightningCLI's args parameter.*")
-        try:
-            return SuperFERCLI(args, command, run)
-        except (ValueError, FileNotFoundError, CheckpointError) as error:
-            print(f"error: {error}", file=sys.stderr)
-            raise SystemExit(2) from error
-
-
-def _existing(path: str) -> Path:
     try:
-        return find_run(path)
-    except FileNotFoundError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
+        return SuperFERCLI(args, command, run)
+    except (ValueError, OSError, MisconfigurationException) as error:
+        _refuse(error)
+
+
+def _find_tested(path: str | None) -> tuple[Path, Path]:
+    """Run folder and checkpoint that ``--ckpt_path`` means."""
+    if path is None:
+        raise FileNotFoundError("--ckpt_path is missing: a run folder or a checkpoint in one")
+    run = find_run(path)
+    checkpoint = find_checkpoint(path)
+    record = run / "run.json"
+    if record.is_file() and json.loads(record.read_text()).get("arm") is None:
+        raise FileNotFoundError(
+            f"{run} is the run of a generator; test.py tests classifiers (a generator's figures are in metrics.csv)"
+        )
+    return run, checkpoint
 
 
 def train(args: list[str] | None = None) -> Path:
@@ -203,15 +218,15 @@ def train(args: list[str] | None = None) -> Path:
     resumed, arguments = _take_option(_arguments(args), "--resume")
     run, checkpoint = None, None
     if resumed is not None:
-        run = _existing(resumed)
-        checkpoint = find_checkpoint(run, ("latest.ckpt", "best.ckpt"))
+        try:
+            run = find_run(resumed)
+            checkpoint = find_checkpoint(run, ("latest.ckpt", "best.ckpt"))
+        except FileNotFoundError as error:
+            _refuse(error)
         arguments = ["--config", str(run / "config.yaml"), *arguments]
     cli = _parse(arguments, "train", run)
-    try:
+    with _finishing(cli):
         cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint, weights_only=True)
-    finally:
-        share_with_children(None)
-        _finish(cli)
     return Path(cli.trainer.default_root_dir)
 
 
@@ -226,18 +241,15 @@ def test(args: list[str] | None = None) -> Path:
     """
     path, arguments = _take_option(_arguments(args), "--ckpt_path")
     split, arguments = _take_option(arguments, "--split")
-    if path is None:
-        print("error: --ckpt_path is missing: a run folder or a checkpoint in one", file=sys.stderr)
-        raise SystemExit(2)
-    run = _existing(path)
+    try:
+        run, checkpoint = _find_tested(path)
+    except FileNotFoundError as error:
+        _refuse(error)
     one_device = ["--trainer.devices=1", "--trainer.num_nodes=1", "--trainer.strategy=auto"]  # exact and simple
     chosen = [f"--data.test_split={split or 'test'}"]
     cli = _parse(["--config", str(run / "config.yaml"), *one_device, *chosen, *arguments], "test", run)
-    try:
-        cli.trainer.test(cli.model, datamodule=cli.datamodule, ckpt_path=find_checkpoint(path), weights_only=True)
-    finally:
-        share_with_children(None)
-        _finish(cli)
+    with _finishing(cli):
+        cli.trainer.test(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint, weights_only=True)
     return run
 
 
@@ -258,14 +270,18 @@ def upscale(args: list[str] | None = None) -> Path | None:
     return folder
 
 
-@rank_zero_only
-def _finish(cli: SuperFERCLI) -> None:
-    """Closes W&B, so that the next run of this process is another one, and says where everything is."""
-    import wandb
-
-    wandb.finish()
-    folder = Path(cli.trainer.default_root_dir)
-    print(f"run folder: {folder}")
-    offline = sorted((folder / "wandb").glob("offline-run-*")) if (folder / "wandb").is_dir() else []
-    if offline:
-        print(f"to upload to W&B: wandb sync {folder / 'wandb'}/offline-run-*")
+@contextmanager
+def _finishing(cli: SuperFERCLI) -> Iterator[None]:
+    """Afterwards closes W&B, so that the next run of this process is another one, and says where everything is."""
+    exit_code = 1
+    try:
+        yield
+        exit_code = 0
+    finally:
+        share_with_children(None)
+        if cli.trainer.is_global_zero:
+            wandb.finish(exit_code=exit_code)
+            folder = Path(cli.trainer.default_root_dir)
+            print(f"run folder: {folder}")
+            if any(folder.glob("wandb/offline-run-*")):
+                print(f"to upload to W&B: wandb sync {folder}/wandb/offline-run-*", flush=True)

@@ -48,23 +48,21 @@ def find_checkpoint(path: str | Path, names: tuple[str, ...] = ("best.ckpt", "la
 def new_run_folder(root: str | Path, experiment: str, seed: int) -> Path:
     """Chooses the folder of a run, the same for all of its processes, and makes it.
 
-    One process, or Lightning starting the others itself: named after the time, unique. Under torchrun or SLURM, where
-    every process comes here on its own: named after the job.
+    One process, or Lightning starting the others itself: named after the time, unique. Under torchrun or srun with
+    several tasks, where every process comes here on its own: named after the job.
 
     Raises:
-        RuntimeError: torchrun was started without a name for the job.
+        ValueError: The job has no name, or its folder holds a run already.
     """
     chosen = os.environ.get(_CHOSEN)
     if chosen:
         return Path(chosen)
     parent = Path(root) / experiment
-    job = os.environ.get("SLURM_JOB_ID") or os.environ.get("TORCHELASTIC_RUN_ID")
-    if job == "none":
-        raise RuntimeError(
-            "torchrun needs a name for the job, which names the run folder: add --rdzv-id=NAME or --standalone"
-        )
+    job = _job()
     if job:
         folder = parent / f"{job}_s{seed}"
+        if (folder / "run.json").is_file():  # written once all processes of a job are past this point
+            raise ValueError(f"{folder} holds a run of this job already; continue it with --resume {folder}")
         folder.mkdir(parents=True, exist_ok=True)
         return folder
     stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
@@ -76,6 +74,18 @@ def new_run_folder(root: str | Path, experiment: str, seed: int) -> Path:
             continue  # another job of the same second
         return folder
     raise FileExistsError(f"{folder}: a thousand runs of one second; is the clock standing still?")
+
+
+def _job() -> str | None:
+    """Name of the job whose processes torchrun or srun started; None where Lightning starts them, or there is one."""
+    job = os.environ.get("TORCHELASTIC_RUN_ID")
+    if job == "none":
+        raise ValueError(
+            "torchrun needs a name for the job, which names the run folder: add --rdzv-id=NAME or --standalone"
+        )
+    if job is None and int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ:
+        job = f"{os.environ['SLURM_JOB_ID']}.{os.environ.get('SLURM_STEP_ID', '0')}"
+    return job
 
 
 def share_with_children(folder: Path | None) -> None:

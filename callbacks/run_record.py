@@ -15,55 +15,66 @@ from runs import software_state
 
 
 class RunRecord(SaveConfigCallback):
-    """Rank 0 writes ``config.yaml`` and ``run.json`` when training starts, and how it ended when it ends.
+    """Rank 0 writes ``config.yaml`` and ``run.json`` when a training starts, and how it ended when it ends.
 
-    The W&B run id is written at the start, so that a killed run can be continued under the same id.
+    The W&B run id is written at the start, so that a killed run can be continued under the same id. A test leaves both
+    files as they are; its run in W&B gets their content too.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{**kwargs, "save_to_log_dir": False})
-        self._record: dict[str, Any] = {}
+        self._record: dict[str, Any] = {}  # of the training that runs
 
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        data = trainer.datamodule  # type: ignore[attr-defined]
+        """Called by Lightning on rank 0 before anything runs."""
         folder = Path(trainer.default_root_dir)
         config = self.parser.dump(self.config, skip_none=False)
-        wandb_logger = next((logger for logger in trainer.loggers if isinstance(logger, WandbLogger)), None)
-        upscaler = getattr(data, "upscaler", None)
+        logger = next((logger for logger in trainer.loggers if isinstance(logger, WandbLogger)), None)
+        path = folder / "run.json"
+        earlier = json.loads(path.read_text()) if path.is_file() else {}
+        record = earlier
         if stage == "fit":
-            earlier = folder / "run.json"
-            self._record = {
-                "experiment": self.config.experiment,
-                "arm": upscaler.name if upscaler else None,
-                "seed": self.config.seed_everything,
-                "wandb_id": wandb_logger.version if wandb_logger else None,
-                **software_state(),
-                "data_fingerprint": data.fingerprint,
-                "generator_fingerprint": upscaler.fingerprint() if upscaler and upscaler.cached else None,
-                "synthetic": data.synthetic,
-                "parameters": sum(parameter.numel() for parameter in pl_module.parameters()),
-                "started": json.loads(earlier.read_text())["started"] if earlier.is_file() else _now(),
+            record = self._record = self._describe(trainer, pl_module, logger) | {
+                "started": earlier.get("started", _now()),
                 "status": "running",
             }
             write_atomically(folder / "config.yaml", config)
             self._write(trainer)
-        if wandb_logger:
-            wandb_logger.experiment.config.update(
-                {"config": yaml.safe_load(config), "run": {**self._record, "folder": folder.name}},
-                allow_val_change=True,
+        if logger:
+            logger.experiment.config.update(
+                {"config": yaml.safe_load(config), "run": {**record, "folder": folder.name}}, allow_val_change=True
             )
+
+    def _describe(self, trainer: L.Trainer, pl_module: L.LightningModule, logger: WandbLogger | None) -> dict[str, Any]:
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        upscaler = getattr(data, "upscaler", None)
+        return {
+            "experiment": self.config.experiment,
+            "arm": upscaler.name if upscaler else None,
+            "seed": self.config.seed_everything,
+            "wandb_id": logger.version if logger else None,
+            **software_state(),
+            "data_fingerprint": data.fingerprint,
+            "generator_fingerprint": upscaler.fingerprint() if upscaler and upscaler.cached else None,
+            "synthetic": data.synthetic,
+            "parameters": sum(parameter.numel() for parameter in pl_module.parameters()),
+        }
 
     def _write(self, trainer: L.Trainer) -> None:
         if trainer.is_global_zero and self._record:
             write_atomically(Path(trainer.default_root_dir) / "run.json", json.dumps(self._record, indent=1) + "\n")
 
+    def _end(self, trainer: L.Trainer, status: str) -> None:
+        if self._record:
+            self._record |= {"status": status, "ended": _now()}
+            self._write(trainer)
+
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._record |= {"status": "finished" if not trainer.interrupted else "interrupted", "ended": _now()}
-        self._write(trainer)
+        self._end(trainer, "finished")
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        self._record |= {"status": f"failed: {type(exception).__name__}", "ended": _now()}
-        self._write(trainer)
+        interrupted = isinstance(exception, KeyboardInterrupt)
+        self._end(trainer, "interrupted" if interrupted else f"failed: {type(exception).__name__}")
 
 
 def _now() -> str:

@@ -22,17 +22,13 @@ class TestReport(L.Callback):
     Figures are given by both label rules, and each also without the images that occur in training. Every image counts
     once, however the devices shared them out.
 
-    Args:
-        folder: The run folder.
-
     Raises:
         RuntimeError: At the end of the test, if an image was not predicted.
     """
 
     __test__ = False  # not a test case, whatever its name says to pytest
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self) -> None:
         self._parts: list[dict[str, torch.Tensor]] = []
 
     def on_test_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -80,8 +76,10 @@ class TestReport(L.Callback):
             for rule, values in labels.items()
         }
         report = {"split": split, "checkpoint": Path(trainer.ckpt_path or "").name, "rules": rules}
-        self._write_predictions(split, table.names[rows], labels, in_train, probabilities)
-        write_atomically(self.folder / f"metrics_{split}.json", json.dumps(report, indent=1) + "\n")
+        folder = Path(trainer.default_root_dir)
+        predictions = _predictions(table.names[rows], labels, in_train, probabilities)
+        write_atomically(folder / f"predictions_{split}.csv", predictions)
+        write_atomically(folder / f"metrics_{split}.json", json.dumps(report, indent=1) + "\n")
         figures = {
             f"test/{split}_{rule}_{subset}_{name}": value
             for rule, subsets in rules.items()
@@ -97,18 +95,15 @@ class TestReport(L.Callback):
             shown = f"accuracy {main['acc']:.4f}, macro-F1 {main['macro_f1']:.4f}"
             print(f"{split}: {shown} on {main['n']} images (majority rule)")
 
-    def _write_predictions(
-        self,
-        split: str,
-        names: np.ndarray,
-        labels: dict[str, np.ndarray],
-        in_train: np.ndarray,
-        probabilities: torch.Tensor,
-    ) -> None:
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["name", "label", "label_argmax", "in_train", *CLASSES])
-        for row, name in enumerate(names):
-            words = [CLASSES[values[row]] if values[row] >= 0 else "" for values in labels.values()]
-            writer.writerow([name, *words, int(in_train[row]), *probabilities[row].tolist()])
-        write_atomically(self.folder / f"predictions_{split}.csv", text.getvalue())
+
+def _predictions(
+    names: np.ndarray, labels: dict[str, np.ndarray], in_train: np.ndarray, probabilities: torch.Tensor
+) -> str:
+    """The CSV with a row per image; label columns are empty where their rule leaves the image out."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["name", "label", "label_argmax", "in_train", *CLASSES])
+    for row, name in enumerate(names):
+        words = [CLASSES[values[row]] if values[row] >= 0 else "" for values in labels.values()]
+        writer.writerow([name, *words, int(in_train[row]), *probabilities[row].tolist()])
+    return text.getvalue()

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -111,27 +110,10 @@ def draw_faces(arms: Arms, split: Split, rule: Rule, label: str) -> bytes:
     return _png(figure)
 
 
-def arm_images(config: Path, split: Split, names: list[str]) -> np.ndarray:
-    """The faces as the upscaler of a run enlarges them, uint8 N,384,384 (gray) or N,384,384,3 (RGB).
-
-    Args:
-        config: ``config.yaml`` of the run.
-        split: Where the faces are.
-        names: N image names.
-    """
-    # Imported here: they bring torch along, which a comparison without faces does not need.
-    from jsonargparse import ArgumentParser
-
-    from datamodules.ferplus import FERPlusDataModule
-
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(FERPlusDataModule, "data")
-    data = parser.instantiate_classes(parser.parse_object({"data": yaml.safe_load(config.read_text())["data"]})).data
-    images = data.enlarged(split, names)  # N,C,384,384
-    return images[:, 0] if images.shape[1] == 1 else images.transpose(0, 2, 3, 1)
-
-
 def _load_faces(run: Run, split: Split, names: list[str]) -> np.ndarray:
+    # Imported here: it brings torch along, which a comparison without faces does not need.
+    from datamodules.ferplus import arm_images
+
     try:
         images = np.asarray(arm_images(Path(run.folder) / "config.yaml", split, names))
     except (OSError, ValueError, KeyError, RuntimeError) as error:

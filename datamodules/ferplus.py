@@ -11,7 +11,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from torch.utils.data import BatchSampler, DataLoader
 
 from datamodules.augmentation import FaceAugmentation
-from datamodules.ferplus_dataset import Batch, Faces, FacesOnTheFly, FERPlusDataset
+from datamodules.ferplus_dataset import Faces, FacesOnTheFly, FERPlusDataset, keep_batch
 from datamodules.ferplus_files import FACE_SIZE
 from datamodules.ferplus_labels import CLASSES, LabelMode, argmax_labels, majority_labels, process_votes
 from datamodules.ferplus_report import describe
@@ -93,7 +93,7 @@ def arm_images(config: Path, split: Split, names: list[str]) -> np.ndarray:
         parsed = parser.parse_object({"data": yaml.safe_load(config.read_text())["data"]})
     except (ArgumentError, yaml.YAMLError, KeyError, TypeError) as error:
         raise ValueError(f"{config}: does not describe the data of a run ({error})") from error
-    data = parser.instantiate_classes(parsed).data
+    data = parser.instantiate(parsed).data
     if not isinstance(data, FERPlusDataModule):
         raise ValueError(f"{config}: the data are {type(data).__name__}, needed is FERPlusDataModule")
     images = data.enlarged(split, names)
@@ -103,9 +103,9 @@ def arm_images(config: Path, split: Split, names: list[str]) -> np.ndarray:
 class FERPlusDataModule(L.LightningDataModule):
     """Serves FER+ for training, validation and testing.
 
-    Batches are dictionaries: ``image`` float32 B,3,S,S in [0, 1]; ``target`` float32 B,8; ``label`` int64 B, the emotion
-    with the most votes; ``index`` int64 B, the position in the split's data set. Validation uses the majority rule
-    whatever ``label_mode`` is. The test data set holds the images that either rule keeps; ``label`` is -1 and
+    Batches are dictionaries: ``image`` float32 B,3,S,S in [0, 1]; ``target`` float32 B,8; ``label`` int64 B, the
+    emotion with the most votes; ``index`` int64 B, the position in the split's data set. Validation uses the majority
+    rule whatever ``label_mode`` is. The test data set holds the images that either rule keeps; ``label`` is -1 and
     ``target`` zero for those the majority rule leaves out.
 
     Args:
@@ -114,6 +114,8 @@ class FERPlusDataModule(L.LightningDataModule):
         label_mode: How votes become training targets.
         batch_size: Images per optimiser step over all devices.
         input_size: Side S of the images served, 8 to 384 pixels; below 384 they are reduced with antialiasing.
+        half_size_epochs: The first epochs train at half the input size, at about a third of the cost (progressive
+            resizing); validation and testing always see the whole size.
         num_workers: Processes that prepare batches, per device.
         augment: Random changes of training images.
         augmentation: What they are.
@@ -129,6 +131,7 @@ class FERPlusDataModule(L.LightningDataModule):
         label_mode: LabelMode = "crossentropy",
         batch_size: int = 64,
         input_size: int = UPSCALED_SIZE,
+        half_size_epochs: int = 0,
         num_workers: int = 2,
         augment: bool = True,
         augmentation: FaceAugmentation | None = None,
@@ -142,7 +145,12 @@ class FERPlusDataModule(L.LightningDataModule):
         if batch_size < 1 or num_workers < 0:
             raise ValueError(f"batch_size is {batch_size} (allowed: 1 or more), num_workers {num_workers} (0 or more)")
         process_votes(np.zeros((1, 10), dtype=np.int64), label_mode)  # refuses an unknown mode
+        if half_size_epochs and input_size < 16:
+            raise ValueError(
+                f"input_size is {input_size}, half of it is too small; allowed with half_size_epochs: 16 up"
+            )
         self.root, self.label_mode, self.batch_size, self.input_size = root, label_mode, batch_size, input_size
+        self.half_size_epochs = half_size_epochs
         self.upscaler = InterpolationUpscaler(upscaler) if isinstance(upscaler, str) else upscaler
         self.num_workers, self.seed, self.test_split = num_workers, seed, test_split
         self.augmentation = (augmentation or FaceAugmentation()) if augment else None
@@ -189,8 +197,8 @@ class FERPlusDataModule(L.LightningDataModule):
     def setup(self, stage: str) -> None:
         table = self.open()
         present = [split for split in SPLITS if len(table.rows(split))]
-        needed = {"fit": ["train", "val"], "validate": ["val"], "test": [self.test_split]}
-        splits: list[str] = needed.get(stage, present)
+        needed = {"fit": ["train", "val"], "validate": ["val"], "test": [str(self.test_split)]}
+        splits = needed.get(stage, present)
         rows = {split: _split_rows(table, self.root, split) for split in splits}
         self.fill_cache(splits)
         if stage == "fit":
@@ -216,6 +224,7 @@ class FERPlusDataModule(L.LightningDataModule):
             faces=faces,
             places=self._unique[rows] if self._cache else rows,
             input_size=self.input_size,
+            half_size_epochs=self.half_size_epochs if training else 0,
             augmentation=self.augmentation if training else None,
             draw_label=training and self.label_mode == "probability",
             seed=self.seed,
@@ -266,7 +275,7 @@ class FERPlusDataModule(L.LightningDataModule):
         return DataLoader(
             dataset,
             batch_sampler=BatchSampler(sampler, self.batch_size // world_size, drop_last=training),
-            collate_fn=_whole_batch,
+            collate_fn=keep_batch,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),

@@ -1,6 +1,6 @@
 """FER+ faces as batches: enlarged, reduced to the classifier's input size, augmented."""
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -54,6 +54,7 @@ class FERPlusDataset(Dataset):
         augmentation: Random changes, or None.
         draw_label: Draw each target from the distribution anew (FER+ "probability" mode).
         seed: Seed of all that is random.
+        half_size_epochs: The first epochs are served at half the input size.
     """
 
     def __init__(
@@ -68,17 +69,20 @@ class FERPlusDataset(Dataset):
         augmentation: FaceAugmentation | None = None,
         draw_label: bool = False,
         seed: int = 0,
+        half_size_epochs: int = 0,
     ) -> None:
         self.table, self.rows, self.labels, self.targets = table, rows, labels, targets
         self.faces, self.places, self.input_size = faces, places, input_size
         self.augmentation, self.draw_label, self.seed = augmentation, draw_label, seed
+        self.half_size_epochs = half_size_epochs
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitems__(self, keys: list[tuple[int, int]]) -> Batch:
         indices = np.array([index for _, index in keys])
-        images = reduce_size(torch.from_numpy(self.faces[self.places[indices]]), self.input_size)
+        size = self.input_size // 2 if keys[0][0] < self.half_size_epochs else self.input_size
+        images = reduce_size(torch.from_numpy(self.faces[self.places[indices]]), size)
         if self.augmentation is not None:
             augmented = [
                 self.augmentation(image.permute(1, 2, 0).numpy(), self.seed, epoch, index)
@@ -103,6 +107,11 @@ class FERPlusDataset(Dataset):
             len(distribution), p=distribution / distribution.sum()
         )
         return np.eye(len(distribution), dtype=np.float32)[drawn]
+
+
+def keep_batch(batch: Any) -> Batch:
+    """Collates nothing: the data set gives whole batches."""
+    return batch
 
 
 def reduce_size(images: Tensor, size: int) -> Tensor:

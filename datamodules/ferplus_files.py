@@ -84,10 +84,10 @@ def read_folders(root: Path) -> list[Face]:
     if (root / VOTES_FILE).is_file():
         rows = _read_votes(root / VOTES_FILE)
     else:
+        rows = [row for split in present for row in _read_label_csv(root, split)]
         warnings.warn(
             f"{root}: no {VOTES_FILE}; the older votes of label.csv are used, which differ in 1,602 rows", stacklevel=3
         )
-        rows = [row for split in present for row in _read_label_csv(root, split)]
     faces: list[Face] = []
     for split in present:
         folder = root / FOLDERS[split]

@@ -23,7 +23,7 @@ def _top_classes(votes: np.ndarray) -> np.ndarray:
     while covered < 0.75 * total and count < 3 and not stopped:
         top = left.max()
         for index in np.flatnonzero(left == top):
-            stopped = index >= _UNKNOWN
+            stopped = bool(index >= _UNKNOWN)
             if not (stopped and count):  # unknown and NF are dropped after an emotion
                 taken[index] = top
                 count += 1

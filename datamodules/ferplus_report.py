@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from datamodules.ferplus_labels import CLASSES, LabelMode, process_votes
+from datamodules.ferplus_labels import VOTE_COLUMNS, LabelMode, process_votes
 from datamodules.ferplus_source import SPLITS, FERPlusTable
 
 
@@ -18,25 +18,28 @@ def duplicates_across(table: FERPlusTable) -> dict[tuple[str, str], int]:
 
 
 def describe(table: FERPlusTable, label_mode: LabelMode) -> str:
-    """A table of images per split and class, and the duplicates.
+    """A table of kept and dropped images per split and class, and the duplicates.
 
     Args:
         table: The data.
         label_mode: The mode of the training split; validation and test always count by the majority rule.
 
     Returns:
-        Lines of text.
+        Lines of text. Each image counts for the entry with the most votes, the first of equals.
     """
-    lines = ["FER+               images    kept dropped  " + " ".join(f"{name[:9]:>9}" for name in CLASSES)]
+    entries = " ".join(f"{name[:9]:>9}" for name in VOTE_COLUMNS)
+    lines = [f"{'FER+':<30} {'images':>6} {entries}"]
     for split in SPLITS:
-        rows = table.rows(split)
+        votes = table.votes[table.rows(split)]
+        if not len(votes):
+            lines.append(f"{split}: no images")
+            continue
         mode: LabelMode = label_mode if split == "train" else "majority"
-        kept, targets = process_votes(table.votes[rows], mode)
-        counts = np.bincount(targets[kept].argmax(axis=1), minlength=len(CLASSES)) if kept.any() else np.zeros(8, int)
-        lines.append(
-            f"{split + ' ' + mode:<18} {len(rows):>6} {kept.sum():>7} {(~kept).sum():>7}  "
-            + " ".join(f"{count:>9}" for count in counts)
-        )
+        kept, _ = process_votes(votes, mode)
+        top = votes.argmax(axis=1)
+        for what, chosen in (("kept", kept), ("dropped", ~kept)):
+            counts = " ".join(f"{count:>9}" for count in np.bincount(top[chosen], minlength=len(VOTE_COLUMNS)))
+            lines.append(f"{f'{split}, {mode}, {what}':<30} {chosen.sum():>6} {counts}")
     pairs = [f"{count} of {one} in {other}" for (one, other), count in duplicates_across(table).items()]
     lines.append("pixel-identical images: " + ("; ".join(pairs) or "only one split is there"))
     return "\n".join(lines)

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +25,8 @@ SPLITS = ("train", "val", "test")  # in the order of FOLDERS
 KAGGLE_FILES = ("fer2013.csv", "icml_face_data.csv")
 CACHE_FOLDER = ".superfer_cache"
 _FORMAT = 2  # of the array cache
+
+Buffer = bytes | memoryview
 
 
 class FERPlusTable(NamedTuple):
@@ -124,7 +127,7 @@ def _content(root: Path, sources: list[str]) -> str:
     return _hash([repr(digests).encode()])
 
 
-def _hash(parts: list[bytes]) -> str:
+def _hash(parts: Iterable[Buffer]) -> str:
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part)
@@ -132,13 +135,10 @@ def _hash(parts: list[bytes]) -> str:
 
 
 def _fingerprint(table: FERPlusTable) -> str:
-    return _hash(
-        [
-            part
-            for array in table
-            for part in (repr((array.dtype.str, array.shape)).encode(), np.ascontiguousarray(array).data)
-        ]
-    )
+    parts: list[Buffer] = []
+    for array in table:
+        parts += [repr((array.dtype.str, array.shape)).encode(), np.ascontiguousarray(array).data]
+    return _hash(parts)
 
 
 def _manifest(stamp: str, content: str, fingerprint: str) -> str:

@@ -1,12 +1,13 @@
 """A sampler whose order depends on the seed and the epoch alone."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from torch.utils.data import Sampler
 
 
-class EpochSampler(Sampler[tuple[int, int]]):
+class EpochSampler(Sampler[Any]):  # of pairs, which torch's BatchSampler passes on, though it is typed for int
     """Yields ``(epoch, index)`` pairs; this rank's share of one order common to all ranks.
 
     Handing the epoch to the data set with every index lets worker processes, persistent ones included, draw their

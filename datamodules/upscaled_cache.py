@@ -3,7 +3,7 @@
 The images are kept in blocks, one ``.npy`` file each. A block is written under a temporary name and renamed, and its
 name carries the CRC-32 of its content and of what the cache is for: every block that passes the check is whole and
 belongs here, and a process makes the blocks that it does not find. There are no locks. An interrupted fill goes on
-where it stopped, and processes that fill the same cache take the blocks in different orders, so that they share the work.
+where it stopped, and processes that fill the same cache take the blocks in different orders: they share the work.
 """
 
 import io
@@ -53,7 +53,7 @@ class UpscaledCache:
             write_atomically(path, self.manifest)
 
     def _checksum(self, array: np.ndarray) -> str:
-        return f"{zlib.crc32(array, zlib.crc32(self.manifest.encode())):08x}"
+        return f"{zlib.crc32(array.data, zlib.crc32(self.manifest.encode())):08x}"
 
     def _block_images(self, block: int) -> np.ndarray:
         return self.images[block * BLOCK : (block + 1) * BLOCK]
@@ -91,8 +91,8 @@ class UpscaledCache:
         needed, free = missing * BLOCK * int(np.prod(self.shape)), shutil.disk_usage(self.folder).free
         if needed > free:
             raise ValueError(
-                f"{self.folder}: {needed / 1e9:.1f} GB of enlarged images are missing, but {free / 1e9:.1f} GB are free "
-                "on the disk; another place can be named as cache_dir"
+                f"{self.folder}: the enlarged images that are missing need {needed / 1e9:.1f} GB, free on the disk are "
+                f"{free / 1e9:.1f} GB; another place can be named as cache_dir"
             )
 
     def fill(

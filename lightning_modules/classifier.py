@@ -22,9 +22,9 @@ from torchmetrics.classification import (
     MulticlassRecall,
 )
 
+from datamodules.ferplus_labels import CLASSES
 from models.resnet import resnet
 
-CLASSES = ("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt")
 NUM_CLASSES = len(CLASSES)
 
 
@@ -53,7 +53,9 @@ def multi_target_loss(logits: Tensor, targets: Tensor) -> Tensor:
     return -(targets.log() + F.log_softmax(logits, dim=1)).amax(dim=1).mean()
 
 
-def warmup_then(schedule: str, warmup: float, milestones: tuple[float, ...], done: float) -> float:
+def warmup_then(
+    schedule: Literal["cosine", "step"], warmup: float, milestones: tuple[float, ...], done: float
+) -> float:
     """Factor of the learning rate after the fraction ``done`` of the training.
 
     Rises linearly during ``warmup``; then ``cosine`` falls to 0, ``step`` is divided by 10 at each milestone.
@@ -150,6 +152,11 @@ class EmotionClassifier(L.LightningModule):
                 f"data.label_mode is {data.label_mode!r} and model.loss is {self.hparams['loss']!r}; "
                 "multi_target needs both, the other modes the loss crossentropy"
             )
+        upscaler = getattr(data, "upscaler", None)
+        if upscaler is not None and upscaler.channels > self.hparams["in_channels"]:
+            raise ValueError(
+                "data.upscaler gives RGB faces and model.in_channels is 1; set it to 3, or the colour to gray"
+            )
 
     def on_fit_start(self) -> None:
         if self.hparams["class_weighting"]:
@@ -187,7 +194,7 @@ class EmotionClassifier(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         for name, value in zip(CLASSES, self.val_recall.compute(), strict=True):
-            self.log(f"val/recall_{name}", value)
+            self.log(f"val/recall_{name}", value, rank_zero_only=True)
         self.val_recall.reset()
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:

@@ -11,7 +11,6 @@ import pytest
 from PIL import Image
 
 import compare
-import comparison.figures
 from comparison.runs import read_runs
 from datamodules.ferplus_labels import CLASSES
 from metrics.statistics import mcnemar_exact, mean_t_interval, welch_difference, wilson_interval
@@ -86,7 +85,7 @@ def faces(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, str, list[str]]]:
         shade = 60 if "bilinear" in config_path.read_text() else 200
         return np.full((len(names), 384, 384), shade, np.uint8)
 
-    monkeypatch.setattr(comparison.figures, "arm_images", arm_images)
+    monkeypatch.setattr("datamodules.ferplus.arm_images", arm_images)
     return asked
 
 
@@ -403,7 +402,7 @@ def test_unreachable_faces_or_output_end_in_one_message(
     def gone(*_: Any) -> np.ndarray:
         raise FileNotFoundError("no data in data/ferplus")
 
-    monkeypatch.setattr(comparison.figures, "arm_images", gone)
+    monkeypatch.setattr("datamodules.ferplus.arm_images", gone)
     assert run_compare(tmp_path / "out", *pair, faces=True) == 2
     assert "no data in data/ferplus; --no-faces leaves figure1.png out" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

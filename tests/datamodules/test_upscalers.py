@@ -1,0 +1,139 @@
+"""The ways of enlarging: interpolation against independent results, DIC against its network."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from datamodules.upscalers import DICUpscaler, InterpolationUpscaler
+from models.dic import DIC
+
+SIZES = {"num_features": 6, "num_steps": 2, "num_groups": 1, "num_fusion_blocks": 1, "hourglass_features": 8}
+
+
+def faces(count: int = 2, size: int = 48) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(0).integers(0, 256, (count, 1, size, size), dtype=np.uint8))
+
+
+def write_dic(path: Path, seed: int = 0, **sizes: int) -> Path:
+    """A run folder with a small random generator as its best checkpoint."""
+    torch.manual_seed(seed)
+    net = DIC(**{**SIZES, **sizes})
+    (path / "checkpoints").mkdir(parents=True)
+    state = {f"net.{key}": value for key, value in net.state_dict().items()}
+    torch.save({"dic_config": net.config, "state_dict": state, "epoch": seed}, path / "checkpoints" / "best.ckpt")
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dic(tmp_path_factory.mktemp("dic") / "run")
+
+
+@pytest.mark.parametrize("mode", ["nearest", "bilinear", "bicubic", "lanczos"])
+def test_interpolation_gives_uint8_of_eight_times_the_size(mode: str) -> None:
+    upscaler = InterpolationUpscaler(mode)  # type: ignore[arg-type]
+    large = upscaler(faces())
+    assert (large.dtype, large.shape) == (torch.uint8, (2, 1, 384, 384))
+    assert upscaler.name == upscaler.fingerprint() == mode
+    assert not upscaler.cached
+    constant = torch.full((1, 1, 48, 48), 77, dtype=torch.uint8)
+    assert (upscaler(constant) == 77).all()
+
+
+def test_bilinear_is_pytorchs_rounded() -> None:
+    expected = F.interpolate(faces().float(), scale_factor=8, mode="bilinear", align_corners=False).round()
+    assert torch.equal(InterpolationUpscaler("bilinear")(faces()), expected.to(torch.uint8))
+
+
+def test_nearest_repeats_pixels() -> None:
+    expected = np.kron(faces()[0, 0].numpy(), np.ones((8, 8), np.uint8))
+    assert np.array_equal(InterpolationUpscaler("nearest")(faces())[0, 0].numpy(), expected)
+
+
+def test_bicubic_is_clipped_where_it_overshoots() -> None:
+    exact = F.interpolate(faces().double(), scale_factor=8, mode="bicubic", align_corners=False)
+    assert exact.min() < -1
+    assert exact.max() > 256
+    large = InterpolationUpscaler("bicubic")(faces())
+    assert (large.double() - exact.clamp(0, 255)).abs().max() <= 0.501
+
+
+def test_lanczos_is_that_of_its_formula() -> None:
+    position = (np.arange(384) + 0.5) / 8 - 0.5
+    distance = position[:, None] - np.arange(48)[None]
+    weights = np.sinc(distance) * np.sinc(distance / 3) * (np.abs(distance) < 3)  # three lobes
+    weights /= weights.sum(axis=1, keepdims=True)
+    dull = faces() // 4 + 96  # of so little contrast that nothing is clipped
+    exact = weights @ dull[0, 0].double().numpy() @ weights.T
+    large = InterpolationUpscaler("lanczos")(dull)[0, 0].numpy()
+    assert np.abs(large - exact).max() < 1.5  # Pillow rounds between its two passes
+    pillow = Image.fromarray(faces()[1, 0].numpy()).resize((384, 384), Image.Resampling.LANCZOS)
+    assert np.array_equal(InterpolationUpscaler("lanczos")(faces())[1, 0].numpy(), np.asarray(pillow))
+
+
+def test_dic_is_the_last_step_of_its_network(run: Path) -> None:
+    torch.manual_seed(0)
+    net = DIC(**SIZES).eval()
+    images = faces(size=16)
+    with torch.no_grad():
+        expected = net.upscale((images.float() / 255).repeat(1, 3, 1, 1)) * 255
+    rgb = DICUpscaler(str(run), color="rgb")
+    assert (rgb.name, rgb.channels, rgb.cached) == ("dic", 3, True)
+    large = rgb(images)
+    assert (large.dtype, large.shape) == (torch.uint8, (2, 3, 128, 128))
+    assert (large.float() - expected).abs().max() <= 0.51
+    assert large.float().std() > 5
+    luma = (expected * torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(dim=1, keepdim=True)
+    gray = DICUpscaler(str(run))
+    assert gray.channels == 1
+    assert (gray(images).float() - luma).abs().max() <= 0.51
+
+
+def test_dic_treats_images_one_by_one(run: Path) -> None:
+    upscaler, images = DICUpscaler(str(run)), faces(count=3, size=16)
+    single = torch.cat([upscaler(image[None]) for image in images])
+    assert (upscaler(images).int() - single.int()).abs().max() <= 1
+
+
+def test_fingerprint_depends_on_weights_sizes_and_colour(run: Path, tmp_path: Path) -> None:
+    fingerprint = DICUpscaler(str(run)).fingerprint()
+    assert fingerprint.startswith("dic-")
+    assert DICUpscaler(str(run)).fingerprint() == fingerprint
+    copied = tmp_path / "another name.ckpt"
+    checkpoint = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
+    torch.save({**checkpoint, "epoch": 99, "hyper_parameters": {"learning_rate": 0.1}}, copied)
+    assert DICUpscaler(str(copied)).fingerprint() == fingerprint
+    others = [
+        DICUpscaler(str(run), color="rgb"),
+        DICUpscaler(str(write_dic(tmp_path / "weights", seed=1))),
+        DICUpscaler(str(write_dic(tmp_path / "steps", num_steps=3))),  # the same weights, one step more
+    ]
+    assert len({fingerprint, *(other.fingerprint() for other in others)}) == 4
+
+
+def test_run_folder_stands_for_its_best_or_latest_checkpoint(run: Path, tmp_path: Path) -> None:
+    assert DICUpscaler(str(run)).path == run / "checkpoints" / "best.ckpt"
+    other = write_dic(tmp_path / "run")
+    (other / "checkpoints" / "best.ckpt").rename(other / "checkpoints" / "latest.ckpt")
+    assert DICUpscaler(str(other)).path == other / "checkpoints" / "latest.ckpt"
+    with pytest.raises(
+        FileNotFoundError, match=r"is a folder without checkpoints/best\.ckpt or checkpoints/latest\.ckpt"
+    ):
+        DICUpscaler(str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.ckpt"):
+        DICUpscaler(str(tmp_path / "nowhere.ckpt"))
+
+
+def test_numbers_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    run = write_dic(tmp_path / "run")
+    path = run / "checkpoints" / "best.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    for value in checkpoint["state_dict"].values():
+        value.fill_(torch.nan)
+    torch.save(checkpoint, path)
+    with pytest.raises(ValueError, match=r"best\.ckpt: the generator returned numbers that are not finite"):
+        DICUpscaler(str(run))(faces(size=16))

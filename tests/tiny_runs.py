@@ -1,0 +1,43 @@
+"""Arguments that make the shipped configurations run in seconds, for tests that really run them."""
+
+import csv
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parents[1]
+TRAINER = [
+    "--trainer.accelerator=cpu",
+    "--trainer.devices=1",
+    "--trainer.precision=32-true",
+    "--trainer.max_steps=-1",
+    "--trainer.max_epochs=1",
+    "--trainer.check_val_every_n_epoch=1",
+    "--trainer.limit_train_batches=2",
+    "--trainer.num_sanity_val_steps=0",
+    "--trainer.enable_model_summary=false",
+]
+NETWORK = {"num_features": 4, "num_steps": 2, "num_groups": 1, "num_fusion_blocks": 1, "hourglass_features": 8}
+
+
+def config(*names: str) -> list[str]:
+    """``--config`` arguments of files below configs/."""
+    return [word for name in names for word in ("--config", str(REPOSITORY / "configs" / f"{name}.yaml"))]
+
+
+def classifier_args(root: Path, runs: Path, *more: str, configs: tuple[str, ...] = ("classifier/bilinear",)) -> list[str]:
+    """A classifier of 32x32 faces, two batches of eight."""
+    data = [f"--data.root={root}", "--data.input_size=32", "--data.batch_size=8", "--data.num_workers=0"]
+    return [*config(*configs), f"--runs={runs}", *TRAINER, *data, *more]
+
+
+def generator_args(faces: Path, runs: Path, *more: str, configs: tuple[str, ...] = ("generator/dic_small",)) -> list[str]:
+    """A generator of the smallest size, two batches of two faces of 64 pixels."""
+    data = [f"--data.train_root={faces}", f"--data.val_root={faces}", "--data.batch_size=2", "--data.num_workers=0"]
+    data += ["--data.hr_size=64", "--data.val_min_face_size=0", "--trainer.limit_val_batches=2"]
+    network = [f"--model.net.init_args.{name}={value}" for name, value in NETWORK.items()]
+    return [*config(*configs), f"--runs={runs}", *TRAINER, *data, *network, *more]
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """Rows of a CSV with a header."""
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
