@@ -4,7 +4,6 @@ import ctypes
 import json
 import shutil
 import sys
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +19,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from callbacks.learning_rate import LearningRate
 from callbacks.log_lines import LogLines
-from callbacks.loggers import MetricsCSV, WandbMode, make_wandb_logger, wandb_mode
+from callbacks.loggers import MetricsCSV, WandbMode, make_wandb_logger, quieten, wandb_mode
 from callbacks.run_record import RunRecord
 from callbacks.test_report import TestReport
 from lightning_modules.upscale_only import UpscaleOnly
@@ -32,15 +31,6 @@ USAGE = {
     "test": "--ckpt_path RUN_OR_CHECKPOINT [--split train|val|test] [--KEY VALUE ...]",
     "upscale": "--config FILE [--config FILE ...] [--KEY VALUE ...]",
 }
-# What libraries say at every start and no user of this project can act on.
-HARMLESS = (
-    ".*LightningCLI's args parameter.*",
-    ".*LeafSpec.*",
-    ".*does not have many workers.*",
-    ".*is smaller than the logging interval.*",
-    ".*it is recommended to use `Trainer\\(devices=1.*",
-    ".*Checkpoint directory .* exists and is not empty.*",
-)
 
 
 def keep_freed_memory() -> None:
@@ -179,8 +169,7 @@ def _take_option(args: list[str], name: str) -> tuple[str | None, list[str]]:
 
 
 def _arguments(args: list[str] | None) -> list[str]:
-    for message in HARMLESS:
-        warnings.filterwarnings("ignore", message=message)
+    quieten()
     return list(sys.argv[1:] if args is None else args)
 
 

@@ -8,4 +8,4 @@ class LearningRate(L.Callback):
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         rate = trainer.optimizers[0].param_groups[0]["lr"]
-        pl_module.log("lr", rate, on_step=False, on_epoch=True, rank_zero_only=True)
+        pl_module.log("lr", rate, on_step=False, on_epoch=True, sync_dist=True)

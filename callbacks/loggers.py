@@ -1,10 +1,12 @@
-"""Where metrics go: ``metrics.csv`` in the run folder, and Weights & Biases."""
+"""Where metrics go: ``metrics.csv`` in the run folder, and Weights & Biases; and what libraries need not say."""
 
 import csv
 import io
 import json
+import logging
 import os
 import uuid
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +20,31 @@ from datamodules.files import write_atomically
 
 PROJECT = "superfer"  # in W&B
 WandbMode = Literal["online", "offline", "disabled"]
+# What libraries say at every start and nobody here can act on.
+HARMLESS_WARNINGS = (
+    ".*LightningCLI's args parameter.*",
+    ".*LeafSpec.*",
+    ".*does not have many workers.*",
+    ".*is smaller than the logging interval.*",
+    ".*it is recommended to use `Trainer\\(devices=1.*",
+    ".*Checkpoint directory .* exists and is not empty.*",
+    ".*Total length of `list` across ranks is zero.*",
+)
+HARMLESS_MESSAGES = ("litlogger", "to estimate number of stepping batches")
+
+
+def quieten() -> None:
+    """Leaves out messages of libraries that are of no use to the user, so that the others are seen."""
+    for pattern in HARMLESS_WARNINGS:
+        warnings.filterwarnings("ignore", message=pattern)
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
+        logger = logging.getLogger(name)
+        if _is_useful not in logger.filters:
+            logger.addFilter(_is_useful)
+
+
+def _is_useful(record: logging.LogRecord) -> bool:
+    return not any(words in record.getMessage() for words in HARMLESS_MESSAGES)
 
 
 class MetricsCSV(Logger):
@@ -104,7 +131,7 @@ def make_wandb_logger(
         tags: What the dashboard can be filtered by.
         mode: From ``wandb_mode``.
     """
-    return WandbLogger(
+    logger = WandbLogger(
         project=PROJECT,
         group=experiment,
         job_type=job_type,
@@ -116,6 +143,8 @@ def make_wandb_logger(
         resume="allow" if mode == "online" else None,
         settings=wandb.Settings(silent=mode == "offline"),  # nothing to say but where the files are; cli.py does
     )
+    logger._wandb_init.pop("anonymous", None)  # W&B warns of this argument, which nobody gave
+    return logger
 
 
 def _run_id(folder: Path) -> str:

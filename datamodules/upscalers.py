@@ -44,7 +44,7 @@ class Upscaler(ABC):
 
 def to_uint8(image: Tensor) -> Tensor:
     """Rounds float gray levels, 0 to 255, to uint8; values beyond are clipped."""
-    return image.round().clamp(0, 255).to(torch.uint8)
+    return image.round().clamp_(0, 255).to(torch.uint8)
 
 
 class InterpolationUpscaler(Upscaler):

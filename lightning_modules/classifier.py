@@ -194,7 +194,7 @@ class EmotionClassifier(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         for name, value in zip(CLASSES, self.val_recall.compute(), strict=True):
-            self.log(f"val/recall_{name}", value, rank_zero_only=True)
+            self.log(f"val/recall_{name}", value, sync_dist=True)
         self.val_recall.reset()
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:

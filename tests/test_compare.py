@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 import compare
+import comparison.figures
 from comparison.runs import read_runs
 from datamodules.ferplus_labels import CLASSES
 from metrics.statistics import mcnemar_exact, mean_t_interval, welch_difference, wilson_interval

@@ -23,13 +23,17 @@ def config(*names: str) -> list[str]:
     return [word for name in names for word in ("--config", str(REPOSITORY / "configs" / f"{name}.yaml"))]
 
 
-def classifier_args(root: Path, runs: Path, *more: str, configs: tuple[str, ...] = ("classifier/bilinear",)) -> list[str]:
+def classifier_args(
+    root: Path, runs: Path, *more: str, configs: tuple[str, ...] = ("classifier/bilinear",)
+) -> list[str]:
     """A classifier of 32x32 faces, two batches of eight."""
     data = [f"--data.root={root}", "--data.input_size=32", "--data.batch_size=8", "--data.num_workers=0"]
     return [*config(*configs), f"--runs={runs}", *TRAINER, *data, *more]
 
 
-def generator_args(faces: Path, runs: Path, *more: str, configs: tuple[str, ...] = ("generator/dic_small",)) -> list[str]:
+def generator_args(
+    faces: Path, runs: Path, *more: str, configs: tuple[str, ...] = ("generator/dic_small",)
+) -> list[str]:
     """A generator of the smallest size, two batches of two faces of 64 pixels."""
     data = [f"--data.train_root={faces}", f"--data.val_root={faces}", "--data.batch_size=2", "--data.num_workers=0"]
     data += ["--data.hr_size=64", "--data.val_min_face_size=0", "--trainer.limit_val_batches=2"]

@@ -28,6 +28,22 @@ def face(seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (48, 48), dtype=np.uint8)
 
 
+# Images of all splits, kept and left out for every reason; some are pixel-identical.
+MIXED = [
+    Sample("Training", "fer0000000.png", votes(happiness=8, neutral=2), face(0)),
+    Sample("Training", "fer0000001.png", votes(fear=6, surprise=4), face(1)),
+    Sample("Training", "fer0000002.png", votes(neutral=4, anger=6), face(2)),
+    Sample("Training", "fer0000003.png", votes(NF=10), face(3)),
+    Sample("PublicTest", "fer0000004.png", votes(anger=5, sadness=5), face(4)),
+    Sample("PublicTest", "fer0000005.png", votes(anger=10), face(1)),
+    Sample("PrivateTest", "fer0000006.png", votes(fear=10), face(0)),  # both rules keep it
+    Sample("PrivateTest", "fer0000007.png", votes(fear=5, neutral=5), face(1)),  # argmax keeps it
+    Sample("PrivateTest", "fer0000008.png", votes(unknown=5, neutral=5), face(8)),  # argmax keeps it
+    Sample("PrivateTest", "fer0000009.png", votes(unknown=6, neutral=4), face(9)),  # neither does
+    Sample("PrivateTest", "fer0000010.png", votes(happiness=6, unknown=4), face(2)),
+]
+
+
 def write_votes(root: Path, samples: Sequence[Sample]) -> Path:
     path, header = root / "fer2013new.csv", ["Usage", "Image name", *ENTRIES]
     with path.open("w", newline="") as file:

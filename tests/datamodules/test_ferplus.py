@@ -1,4 +1,4 @@
-"""The data module: what it serves, that it is the same however it is loaded, and what it refuses."""
+"""The data module: what it serves, and that it is the same however it is loaded."""
 
 from pathlib import Path
 from typing import Any
@@ -8,16 +8,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
-from ferplus_writers import Sample, face, votes, write_folders
-from jsonargparse import ArgumentParser
+from ferplus_writers import MIXED, face, write_folders
 from torch import Tensor
 
 from datamodules import upscaled_cache
 from datamodules.augmentation import FaceAugmentation
 from datamodules.ferplus import FERPlusDataModule, arm_images, load_split
-from datamodules.ferplus_dataset import FERPlusDataset, reduce_size
-from datamodules.ferplus_report import describe, duplicates_across
-from datamodules.ferplus_source import open_table
+from datamodules.ferplus_dataset import reduce_size
 from datamodules.upscalers import InterpolationUpscaler, Upscaler
 
 
@@ -62,24 +59,9 @@ def same(one: list[dict[str, Tensor]], other: list[dict[str, Tensor]]) -> bool:
     return all(torch.equal(a[name], b[name]) for a, b in zip(one, other, strict=True) for name in a)
 
 
-SAMPLES = [
-    Sample("Training", "fer0000000.png", votes(happiness=8, neutral=2), face(0)),
-    Sample("Training", "fer0000001.png", votes(fear=6, surprise=4), face(1)),
-    Sample("Training", "fer0000002.png", votes(neutral=4, anger=6), face(2)),
-    Sample("Training", "fer0000003.png", votes(NF=10), face(3)),
-    Sample("PublicTest", "fer0000004.png", votes(anger=5, sadness=5), face(4)),
-    Sample("PublicTest", "fer0000005.png", votes(anger=10), face(1)),
-    Sample("PrivateTest", "fer0000006.png", votes(fear=10), face(0)),  # both rules keep it
-    Sample("PrivateTest", "fer0000007.png", votes(fear=5, neutral=5), face(1)),  # argmax keeps it
-    Sample("PrivateTest", "fer0000008.png", votes(unknown=5, neutral=5), face(8)),  # argmax keeps it
-    Sample("PrivateTest", "fer0000009.png", votes(unknown=6, neutral=4), face(9)),  # neither does
-    Sample("PrivateTest", "fer0000010.png", votes(happiness=6, unknown=4), face(2)),
-]
-
-
 @pytest.fixture
 def few(tmp_path: Path) -> Path:
-    return write_folders(tmp_path, SAMPLES)
+    return write_folders(tmp_path, MIXED)
 
 
 def test_batches_hold_what_the_design_says(few: Path) -> None:
@@ -191,10 +173,21 @@ def test_reduction_is_antialiased() -> None:
     assert (middle - 0.6 * centres)[2:-2].abs().max() <= 1
 
 
+def test_first_epochs_at_half_the_size(tiny_ferplus: Path) -> None:
+    data = module(tiny_ferplus, input_size=64, half_size_epochs=2, augment=False)
+    sizes = [batches(data, epoch)[0]["image"].shape[-2:] for epoch in range(4)]
+    assert sizes == [(32, 32), (32, 32), (64, 64), (64, 64)]
+    assert batches(data, 0, "val")[0]["image"].shape[-2:] == (64, 64)
+    small = module(tiny_ferplus, input_size=32, augment=False)
+    assert same(batches(data, 1), batches(small, 1))
+    with pytest.raises(ValueError, match="input_size is 15, half of it is too small"):
+        module(tiny_ferplus, input_size=15, half_size_epochs=1)
+
+
 def test_cached_upscaler_is_run_once_per_distinct_image(few: Path, tmp_path: Path) -> None:
     upscaler = Inverted()
     data = module(few, upscaler=upscaler, batch_size=3, augment=False, input_size=384)
-    assert upscaler.count == len({sample.image.tobytes() for sample in SAMPLES})  # a block holds them all
+    assert upscaler.count == len({sample.image.tobytes() for sample in MIXED})  # a block holds them all
     split = load_split(few, "train", "crossentropy")
     (batch,) = batches(data)
     bilinear = InterpolationUpscaler("bilinear")(torch.from_numpy(split.images)[:, None])
@@ -258,65 +251,6 @@ def test_faces_of_a_run_by_its_configuration(few: Path, tmp_path: Path) -> None:
         arm_images(config, "val", [])
 
 
-def test_opening_says_what_there_is(few: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    module(few, batch_size=3, label_mode="crossentropy")
-    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert lines[0][1:] == ["images", "neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear",
-                            "contempt", "unknown", "NF"]  # fmt: skip
-    rows = {" ".join(line[:3]): [int(cell) for cell in line[3:]] for line in lines[1:7]}
-    assert rows == {
-        "train, crossentropy, kept": [3, 0, 1, 0, 0, 1, 0, 1, 0, 0, 0],
-        "train, crossentropy, dropped": [1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1],
-        "val, majority, kept": [1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0],
-        "val, majority, dropped": [1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0],
-        "test, majority, kept": [2, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0],
-        "test, majority, dropped": [3, 2, 0, 0, 0, 0, 0, 0, 0, 1, 0],
-    }
-    table, _ = open_table(few)
-    assert duplicates_across(table) == {
-        ("train", "val"): 1,
-        ("train", "test"): 3,
-        ("val", "train"): 1,
-        ("val", "test"): 1,
-        ("test", "train"): 3,
-        ("test", "val"): 1,
-    }
-    assert "3 of test in train" in describe(table, "majority")
-
-
-def test_one_split_alone(tmp_path: Path) -> None:
-    table, _ = open_table(write_folders(tmp_path, SAMPLES[:3]))
-    assert duplicates_across(table) == {}
-    assert "test: no images" in describe(table, "majority")
-    assert "only one split is there" in describe(table, "majority")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"input_size": 385}, "input_size is 385, allowed are 8 to 384"),
-        ({"batch_size": 0}, "batch_size is 0"),
-        ({"num_workers": -1}, "num_workers -1"),
-        ({"label_mode": "median"}, "label_mode is 'median'"),
-    ],
-)
-def test_impossible_arguments_are_refused(arguments: dict[str, Any], message: str, few: Path) -> None:
-    with pytest.raises(ValueError, match=message):
-        FERPlusDataModule(str(few), **arguments)
-
-
-def test_data_that_a_command_cannot_use_is_refused_at_once(few: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    with pytest.raises(ValueError, match="batch_size is 4, more than the 3 training images"):
-        FERPlusDataModule(str(few), batch_size=4).check("train")
-    FERPlusDataModule(str(few), batch_size=4).check("test")
-    root = write_folders(tmp_path_factory.mktemp("train only"), SAMPLES[:3])
-    with pytest.raises(ValueError, match="the split 'val' has no images; there are images of train"):
-        FERPlusDataModule(str(root), batch_size=1).check("train")
-    with pytest.raises(ValueError, match="the split 'test' has no images"):
-        FERPlusDataModule(str(root)).check("test")
-    FERPlusDataModule(str(root)).check("upscale")
-
-
 def test_ranks_share_a_global_batch(tiny_ferplus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Rank:
         def __init__(self, rank: int, world_size: int) -> None:
@@ -332,20 +266,3 @@ def test_ranks_share_a_global_batch(tiny_ferplus: Path, monkeypatch: pytest.Monk
     data.trainer = Rank(0, 3)  # type: ignore[assignment]
     with pytest.raises(ValueError, match="batch_size is 8, not a multiple of the 3 devices"):
         data.train_dataloader()
-
-
-def test_command_line_builds_the_module(few: Path) -> None:
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(FERPlusDataModule, "data")
-    arguments = [f"--data.root={few}", "--data.upscaler=lanczos", "--data.augmentation=FaceAugmentation",
-                 "--data.augmentation.rotation=5"]  # fmt: skip
-    data = parser.instantiate(parser.parse_args(arguments)).data
-    assert data.upscaler.name == "lanczos"
-    assert isinstance(data.augmentation, FaceAugmentation)
-    assert not data.synthetic
-
-
-def test_built_in_data_are_known_as_synthetic(tiny_ferplus: Path) -> None:
-    data = module(tiny_ferplus)
-    assert data.synthetic
-    assert isinstance(data.datasets["train"], FERPlusDataset)

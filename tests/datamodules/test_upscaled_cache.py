@@ -116,6 +116,7 @@ def test_wrong_manifest_is_corrected(manifest: str, tmp_path: Path) -> None:
     assert path.read_text() == right
 
 
+@pytest.mark.filterwarnings("ignore:.*corrected:UserWarning")
 @pytest.mark.parametrize("keys", [{"data": "d2"}, {"upscaler": "u2"}])
 def test_blocks_of_other_data_or_another_generator_are_made_anew(keys: dict[str, str], tmp_path: Path) -> None:
     fill(tmp_path)
@@ -123,6 +124,7 @@ def test_blocks_of_other_data_or_another_generator_are_made_anew(keys: dict[str,
         assert len(fill(tmp_path, **keys)) == 6
 
 
+@pytest.mark.filterwarnings("ignore:.*damaged:UserWarning")
 def test_blocks_of_another_size_are_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(tmp_path)
     monkeypatch.setattr(upscaled_cache, "BLOCK", 11)
