@@ -28,7 +28,7 @@ def main() -> None:
     run(
         "-m datamodules.synthetic",
         synthetic.main,
-        "--root demo/data --faces 300 --val-faces 40 --train 1600 --val 400 --test 400",
+        "--root demo/data --faces 240 --val-faces 40 --train 1200 --val 300 --test 300",
     )
     generator = run("train.py", train, "--config configs/demo/generator.yaml")
     bilinear = run("train.py", train, "--config configs/demo/bilinear.yaml")

@@ -19,7 +19,8 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from datamodules.faces import SCALE, FaceDataset
+from datamodules.faces import FaceDataset
+from models.dic import SCALE
 from models.resampling import to_uint8
 
 HEADER = 12  # pixels above each panel, for its name

@@ -21,9 +21,14 @@ from metrics.statistics import (
 )
 
 Arms = dict[str, list[Run]]
-# Seed, upscaler, places and hardware do not belong to what is compared.
-_COMPARED_SECTIONS = ("model", "data", "optimizer", "lr_scheduler", "trainer.max_epochs")
-_ALLOWED_TO_DIFFER = ("upscaler", "generator", "cache", "num_workers", "data.init_args.root", "seed")
+# What is compared, and what of it may differ: the upscaler, places, hardware and logging.
+_COMPARED_SECTIONS = ("model.", "data.", "best.", "trainer.")
+_ALLOWED_TO_DIFFER = (
+    *(f"data.init_args.{name}" for name in ("upscaler", "root", "cache_dir", "num_workers", "seed", "test_split")),
+    *(f"trainer.{name}" for name in ("accelerator", "devices", "num_nodes", "strategy", "logger", "callbacks")),
+    *(f"trainer.{name}" for name in ("plugins", "profiler", "enable_", "log_every_n_steps", "default_root_dir")),
+    "best.dirpath",
+)
 
 
 @dataclass(frozen=True)
@@ -151,7 +156,7 @@ def config_differences(runs: Sequence[Run]) -> list[str]:
     lines = []
     for key in sorted(set().union(*flat)):
         values = {json.dumps(config.get(key), default=str) for config in flat}
-        if len(values) > 1 and not any(part in key for part in _ALLOWED_TO_DIFFER):
+        if len(values) > 1 and not key.startswith(_ALLOWED_TO_DIFFER):
             shown = (f"{config.get(key)!r} in {run.folder}" for run, config in zip(runs, flat, strict=True))
             lines.append(f"{key} is {', '.join(shown)}")
     return lines

@@ -23,10 +23,9 @@ from torch.utils.data import DataLoader, Dataset
 from datamodules.face_files import FaceSet, load_faces
 from datamodules.files import is_synthetic
 from datamodules.samplers import EpochSampler
+from models.dic import SCALE
 from models.heatmaps import FLIP_INDEX, HEATMAP_STRIDE, landmarks_to_heatmaps
 from models.resampling import resize_bicubic
-
-SCALE = 8
 
 
 class FaceDataset(Dataset[dict[str, Tensor]]):

@@ -6,7 +6,6 @@ Another network joins by one subclass of ``Upscaler``, which a configuration nam
 
 import hashlib
 from abc import ABC, abstractmethod
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -16,6 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from models.dic import SCALE, load_generator
+from models.resampling import round_levels
+from runs import find_checkpoint
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 
@@ -37,14 +38,9 @@ class Upscaler(ABC):
     def __call__(self, images: Tensor) -> Tensor:
         """Enlarges uint8 B,1,h,w to uint8 B,channels,8h,8w, on the device of ``images``."""
 
+    @abstractmethod
     def fingerprint(self) -> str:
-        """Differs between upscalers that give different pixels; names the cache folder."""
-        return self.name
-
-
-def to_uint8(image: Tensor) -> Tensor:
-    """Rounds float gray levels, 0 to 255, to uint8; values beyond are clipped."""
-    return image.round().clamp_(0, 255).to(torch.uint8)
+        """Differs between upscalers that give different pixels, other weights included; names the cache folder."""
 
 
 class InterpolationUpscaler(Upscaler):
@@ -60,6 +56,10 @@ class InterpolationUpscaler(Upscaler):
     def __init__(self, mode: Interpolation = "bilinear") -> None:
         self.mode = self.name = mode
 
+    def fingerprint(self) -> str:
+        """The kernel says it all."""
+        return self.name
+
     def __call__(self, images: Tensor) -> Tensor:
         if self.mode == "lanczos":
             faces = images[:, 0].cpu().numpy()
@@ -68,7 +68,7 @@ class InterpolationUpscaler(Upscaler):
             return torch.from_numpy(np.stack(large))[:, None].to(images.device)
         if self.mode == "nearest":
             return F.interpolate(images, scale_factor=SCALE, mode="nearest")
-        return to_uint8(F.interpolate(images.float(), scale_factor=SCALE, mode=self.mode, align_corners=False))
+        return round_levels(F.interpolate(images.float(), scale_factor=SCALE, mode=self.mode, align_corners=False))
 
 
 class DICUpscaler(Upscaler):
@@ -78,13 +78,13 @@ class DICUpscaler(Upscaler):
         checkpoint: A run folder of ``train.py`` (its best checkpoint), a checkpoint file of such a run, or a checkpoint
             file of the authors.
         color: ``gray`` keeps the luma (BT.601) of the result, ``rgb`` all of it.
+        name: The name of the arm; two generators need two names to be compared.
     """
 
-    name = "dic"
     cached = True
 
-    def __init__(self, checkpoint: str, color: Literal["gray", "rgb"] = "gray") -> None:
-        self.path, self.color = _checkpoint_file(checkpoint), color
+    def __init__(self, checkpoint: str, color: Literal["gray", "rgb"] = "gray", name: str = "dic") -> None:
+        self.path, self.color, self.name = find_checkpoint(checkpoint), color, name
         self.channels = 3 if color == "rgb" else 1
         self._network = load_generator(self.path).to(memory_format=torch.channels_last)
 
@@ -93,13 +93,14 @@ class DICUpscaler(Upscaler):
         digest = hashlib.sha256(repr((sorted(self._network.config.items()), self.color)).encode())
         for key, value in sorted(self._network.state_dict().items()):
             digest.update(key.encode() + value.detach().cpu().contiguous().numpy().tobytes())
-        return f"{self.name}-{digest.hexdigest()[:16]}"
+        return f"dic-{digest.hexdigest()[:16]}"
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
         self._network.to(images.device)
         faces = (images.float() / 255).expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
-        large = self._network.upscale(faces) * 255
+        with torch.backends.cudnn.flags(allow_tf32=False):  # GPUs and CPUs may fill parts of one cache
+            large = self._network.upscale(faces) * 255
         if not large.isfinite().all():
             raise ValueError(
                 f"{self.path}: the generator returned numbers that are not finite; was it trained to its end?"
@@ -107,15 +108,4 @@ class DICUpscaler(Upscaler):
         if self.color == "gray":
             red, green, blue = large.unbind(dim=1)
             large = (0.299 * red + 0.587 * green + 0.114 * blue)[:, None]
-        return to_uint8(large)
-
-
-def _checkpoint_file(path: str) -> Path:
-    """A run folder stands for its best checkpoint, or the latest where there is no best one."""
-    if not Path(path).is_dir():
-        return Path(path)
-    tried = [Path(path) / "checkpoints" / name for name in ("best.ckpt", "latest.ckpt")]
-    for file in tried:
-        if file.is_file():
-            return file
-    raise FileNotFoundError(f"{path} is a folder without {' or '.join(str(file.relative_to(path)) for file in tried)}")
+        return round_levels(large)

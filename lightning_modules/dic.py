@@ -14,9 +14,10 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.nn.functional import l1_loss, mse_loss
-from torch.optim.lr_scheduler import LRScheduler, MultiStepLR, OneCycleLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, MultiStepLR
 from torchmetrics import MetricCollection
 
+from lightning_modules.schedules import one_cycle, training_length
 from metrics.image_quality import LumaPSNR, LumaSSIM
 from metrics.landmarks import InterocularNME
 from models.dic import DIC, denormalise, normalise
@@ -54,7 +55,6 @@ class DICModule(L.LightningModule):
             one: halved at each milestone). Both are counted in batches.
         milestones: batches after which `multistep` halves the learning rate.
         warmup_fraction: part of the training in which `onecycle` rises to its peak.
-        total_batches: length of `onecycle`; None takes the trainer's length (max_epochs or max_steps).
         betas: Adam's decay rates.
         channels_last: keep weights and images in channels-last order: the same numbers, 1.3 times as fast on CPUs.
 
@@ -70,7 +70,6 @@ class DICModule(L.LightningModule):
         schedule: Literal["onecycle", "multistep"] = "multistep",
         milestones: tuple[int, ...] = (10_000, 20_000, 40_000, 80_000),
         warmup_fraction: float = 0.1,
-        total_batches: int | None = None,
         betas: tuple[float, float] = (0.9, 0.999),
         channels_last: bool = True,
     ) -> None:
@@ -88,7 +87,6 @@ class DICModule(L.LightningModule):
         self.schedule = schedule
         self.milestones = milestones
         self.warmup_fraction = warmup_fraction
-        self.total_batches = total_batches
         self.betas = betas
         self.configure_metrics()
 
@@ -109,24 +107,9 @@ class DICModule(L.LightningModule):
         if self.schedule == "multistep":
             scheduler = MultiStepLR(optimizer, milestones=list(self.milestones), gamma=0.5)
         else:
-            # Momentum stays at betas[0]: cycling it too is meant for SGD.
-            scheduler = OneCycleLR(
-                optimizer,
-                max_lr=self.learning_rate,
-                total_steps=self._onecycle_length(),
-                pct_start=self.warmup_fraction,
-                cycle_momentum=False,
-            )
+            length = training_length(self.trainer)
+            scheduler = LambdaLR(optimizer, lambda step: one_cycle(step, length, self.warmup_fraction))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def _onecycle_length(self) -> int:
-        length = self.total_batches or self.trainer.estimated_stepping_batches
-        if not 0 < length < float("inf"):
-            raise ValueError(
-                "schedule 'onecycle' needs the length of the training: set total_batches, or the trainer's max_epochs"
-                f" or max_steps (got {length})"
-            )
-        return int(length)
 
     def forward(self, lr: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """LR images B,3,h,w in [0, 1] -> T images B,3,H,W (mean-subtracted) and T heatmaps B,K,H/4,H/4."""
@@ -141,9 +124,10 @@ class DICModule(L.LightningModule):
         terms = {"train/g/pixel": pixel, "train/g/heatmap": heatmap, "train/g/total": total}
         self.log_dict(
             {name: value.detach() for name, value in terms.items()},
-            on_step=True,
+            on_step=False,
             on_epoch=True,
             batch_size=len(target),
+            sync_dist=True,
         )
         return total
 

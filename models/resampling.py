@@ -11,9 +11,14 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 
+def round_levels(images: Tensor) -> Tensor:
+    """Round float gray levels, 0 to 255 (values outside are cut off), to uint8."""
+    return images.round().clamp_(0, 255).to(torch.uint8)
+
+
 def to_uint8(images: Tensor) -> Tensor:
     """Round float images in [0, 1] (values outside are cut off) to uint8 0-255."""
-    return images.float().mul(255).round_().clamp_(0, 255).to(torch.uint8)
+    return round_levels(images.float() * 255)
 
 
 def resize_bicubic(images: Tensor, size: int) -> Tensor:

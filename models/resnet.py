@@ -38,8 +38,8 @@ def resnet(
     Args:
         arch: Which one.
         num_classes: Outputs.
-        in_channels: 1 for gray: the first convolution then has one input channel; pretrained ones are summed over RGB,
-            which gives the same response to a gray image.
+        in_channels: 1 for gray: the first convolution then has one input channel; pretrained ones are summed over RGB
+            such that the first layer responds to a gray image as before (but for the padding at the border).
         pretrained: Start from torchvision's default ImageNet weights, downloading them if need be.
     """
     network = get_model(arch, weights=get_model_weights(arch).DEFAULT if pretrained else None)
@@ -49,8 +49,11 @@ def resnet(
         old = network.conv1
         network.conv1 = nn.Conv2d(1, old.out_channels, old.kernel_size, old.stride, old.padding, bias=False)
         if pretrained:
-            # Gray g gives conv(sum_c w_c (g - m_c) / s_c): one channel with weight sum_c w_c / s_c; the mean is shared.
+            mean, std = (sum(IMAGENET_MEAN) / 3,), (1.0,)
+            scaled = old.weight / torch.tensor(IMAGENET_STD).view(1, 3, 1, 1)
+            distance = torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1) - mean[0]
             with torch.no_grad():
-                network.conv1.weight.copy_(old.weight.sum(dim=1, keepdim=True))
-            mean, std = (sum(IMAGENET_MEAN) / 3,), (sum(IMAGENET_STD) / 3,)
+                # Gray g gives conv(sum_c w_c (g - m_c) / s_c): one channel, minus what the channels' means differ by.
+                network.conv1.weight.copy_(scaled.sum(dim=1, keepdim=True))
+                network.bn1.running_mean.add_((scaled * distance).sum(dim=(1, 2, 3)))
     return Normalised(network, mean, std)

@@ -7,6 +7,8 @@ REPOSITORY = Path(__file__).parents[1]
 TRAINER = [
     "--trainer.accelerator=cpu",
     "--trainer.devices=1",
+    "--trainer.num_nodes=1",
+    "--trainer.strategy=auto",
     "--trainer.precision=32-true",
     "--trainer.max_steps=-1",
     "--trainer.max_epochs=1",
@@ -23,22 +25,29 @@ def config(*names: str) -> list[str]:
     return [word for name in names for word in ("--config", str(REPOSITORY / "configs" / f"{name}.yaml"))]
 
 
+def classifier_options(root: Path) -> list[str]:
+    """Overrides: 32x32 faces, two batches of eight."""
+    data = [f"--data.root={root}", "--data.input_size=32", "--data.batch_size=8", "--data.num_workers=0"]
+    return [*TRAINER, *data]
+
+
+def generator_options(faces: Path) -> list[str]:
+    """Overrides: the smallest network, two batches of two faces of 64 pixels."""
+    data = [f"--data.train_root={faces}", f"--data.val_root={faces}", "--data.batch_size=2", "--data.num_workers=0"]
+    data += ["--data.hr_size=64", "--data.val_min_face_size=0", "--trainer.limit_val_batches=2"]
+    return [*TRAINER, *data, *(f"--model.net.init_args.{name}={value}" for name, value in NETWORK.items())]
+
+
 def classifier_args(
     root: Path, runs: Path, *more: str, configs: tuple[str, ...] = ("classifier/bilinear",)
 ) -> list[str]:
-    """A classifier of 32x32 faces, two batches of eight."""
-    data = [f"--data.root={root}", "--data.input_size=32", "--data.batch_size=8", "--data.num_workers=0"]
-    return [*config(*configs), f"--runs={runs}", *TRAINER, *data, *more]
+    """Arguments of ``train.py`` for a classifier."""
+    return [*config(*configs), f"--runs={runs}", *classifier_options(root), *more]
 
 
-def generator_args(
-    faces: Path, runs: Path, *more: str, configs: tuple[str, ...] = ("generator/dic_small",)
-) -> list[str]:
-    """A generator of the smallest size, two batches of two faces of 64 pixels."""
-    data = [f"--data.train_root={faces}", f"--data.val_root={faces}", "--data.batch_size=2", "--data.num_workers=0"]
-    data += ["--data.hr_size=64", "--data.val_min_face_size=0", "--trainer.limit_val_batches=2"]
-    network = [f"--model.net.init_args.{name}={value}" for name, value in NETWORK.items()]
-    return [*config(*configs), f"--runs={runs}", *TRAINER, *data, *network, *more]
+def generator_args(faces: Path, runs: Path, *more: str) -> list[str]:
+    """Arguments of ``train.py`` for a generator."""
+    return [*config("generator/dic_small"), f"--runs={runs}", *generator_options(faces), *more]
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:

@@ -23,7 +23,9 @@ def test_soft_cross_entropy_is_pytorchs(smoothing: float, weighted: bool) -> Non
     weight = torch.linspace(0.5, 2, 8) if weighted else None
     expected = F.cross_entropy(logits, targets, weight=weight, label_smoothing=smoothing)
     torch.testing.assert_close(soft_cross_entropy(logits, targets, weight, smoothing), expected)
-    torch.testing.assert_close(soft_cross_entropy(logits, 10 * targets, weight, smoothing), expected)  # votes, not shares
+    torch.testing.assert_close(
+        soft_cross_entropy(logits, 10 * targets, weight, smoothing), expected
+    )  # votes, not shares
 
 
 def test_multi_target_loss_takes_the_best_accepted_class() -> None:

@@ -7,12 +7,14 @@ import torch
 from torchvision import models
 
 from models import resnet as module
-from models.resnet import IMAGENET_MEAN, IMAGENET_STD, resnet
+from models.resnet import IMAGENET_MEAN, IMAGENET_STD, Normalised, resnet
 
 
-@pytest.mark.parametrize(("arch", "parameters"), [("resnet18", 11_180_616), ("resnet34", 21_288_776), ("resnet50", 23_524_424)])
+@pytest.mark.parametrize(
+    ("arch", "parameters"), [("resnet18", 11_180_616), ("resnet34", 21_288_776), ("resnet50", 23_524_424)]
+)
 def test_sizes(arch: Any, parameters: int) -> None:
-    """torchvision's counts, with 8 outputs instead of 1000, for 3 channels; gray saves two thirds of the first layer."""
+    """torchvision's counts with 8 outputs instead of 1000; gray saves two thirds of the first layer."""
     with torch.device("meta"):
         count = {channels: sum(p.numel() for p in resnet(arch, 8, channels).parameters()) for channels in (1, 3)}
     assert count[3] == parameters
@@ -30,16 +32,22 @@ def test_pretrained_gray_equals_pretrained_rgb_on_gray_images(monkeypatch: pytes
     """With stand-ins for ImageNet's weights, since tests download nothing."""
     torch.manual_seed(0)
     pretrained = models.resnet18()
-    monkeypatch.setattr(module, "get_model", lambda arch, weights: models.resnet18() if weights is None else copy_of(pretrained))
+    monkeypatch.setattr(
+        module, "get_model", lambda arch, weights: models.resnet18() if weights is None else copy_of(pretrained)
+    )
     gray, rgb = resnet("resnet18", 8, 1, pretrained=True).eval(), resnet("resnet18", 8, 3, pretrained=True).eval()
     rgb.network.fc.load_state_dict(gray.network.fc.state_dict())
     image = torch.rand(4, 1, 64, 64)
     torch.testing.assert_close(rgb.mean.flatten(), torch.tensor(IMAGENET_MEAN))
     torch.testing.assert_close(rgb.std.flatten(), torch.tensor(IMAGENET_STD))
     with torch.no_grad():
-        first = [net.network.conv1((image.expand(-1, c, -1, -1) - net.mean) / net.std) for net, c in ((gray, 1), (rgb, 3))]
-        inner = [response[:, :, 4:-4, 4:-4] for response in first]  # the padding's zeros are another gray level
-        torch.testing.assert_close(inner[0], inner[1], atol=1e-5, rtol=1e-4)
+        first = [first_layer(net, image.expand(-1, channels, -1, -1)) for net, channels in ((gray, 1), (rgb, 3))]
+    inner = [response[:, :, 4:-4, 4:-4] for response in first]  # the padding's zeros are another gray level
+    torch.testing.assert_close(inner[0], inner[1], atol=1e-5, rtol=1e-4)
+
+
+def first_layer(net: Normalised, image: torch.Tensor) -> torch.Tensor:
+    return net.network.bn1(net.network.conv1((image - net.mean) / net.std))
 
 
 def copy_of(network: torch.nn.Module) -> torch.nn.Module:

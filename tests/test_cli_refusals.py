@@ -1,0 +1,134 @@
+"""What cannot work ends in exit code 2 and a message, before a folder is made or W&B is started."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import wandb
+
+from cli import test as run_test
+from cli import train, upscale
+from tests.tiny_runs import classifier_args, generator_args
+
+
+@pytest.fixture(autouse=True)
+def nothing_may_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wandb, "init", lambda **_: pytest.fail("W&B was started"))
+
+
+def refused(command: object, args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The message with which a command ends."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as exit_:
+        command(args)  # type: ignore[operator]
+    assert exit_.value.code == 2
+    assert "SUPERFER_RUN_FOLDER" not in os.environ
+    message = capsys.readouterr().err
+    assert "Traceback" not in message and message.count("error:") == 1
+    return message
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--trainer.max_epoch=3"], "max_epoch"),
+        (["--data.rot=x"], "Option 'rot' is not accepted"),
+        (["--data.upscaler=bilinaer"], "bilinaer"),
+        (["--config=missing.yaml"], "missing.yaml"),
+        (["--data.root=nowhere"], "nowhere: no such folder"),
+        (["--data.label_mode=multi_target"], "multi_target needs both"),
+        (["--data.batch_size=1000"], "batch_size is 1000, more than the"),
+        (["--data.batch_size=7", "--trainer.devices=2", "--trainer.strategy=ddp"], "not a multiple of the 2 devices"),
+        (["--seed_everything=1.5"], "1.5"),
+        (["--seed_everything=true"], "needed is a whole number"),
+        (["--best.monitor=null"], "best.monitor is missing"),
+        (["--model.learning_rate=-1"], "learning_rate is -1.0"),
+        (["--model.schedule=cosin"], "cosin"),
+        pytest.param(
+            ["--trainer.accelerator=gpu"], "gpu", marks=pytest.mark.skipif(torch.cuda.is_available(), reason="GPU")
+        ),
+        (["--trainer.precision=12"], "12"),
+    ],
+)
+def test_training(
+    more: list[str], message: str, tiny_ferplus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert message in refused(train, classifier_args(tiny_ferplus, tmp_path / "runs", *more), capsys)
+    assert not list(tmp_path.glob("runs/*/*")), "a run folder was left"
+
+
+def test_experiment_is_required(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "experiment" in refused(train, ["--model=lightning_modules.classifier.EmotionClassifier"], capsys)
+
+
+def test_data_of_the_other_kind(
+    tiny_ferplus: Path, tiny_faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    faces = ["--data=datamodules.faces.FaceLandmarkDataModule", f"--data.train_root={tiny_faces}"]
+    args = classifier_args(tiny_ferplus, tmp_path / "runs")
+    args = [arg for arg in args if not arg.startswith(("--data.root", "--data.input_size"))]
+    message = refused(train, [*args, *faces, f"--data.val_root={tiny_faces}"], capsys)
+    assert "EmotionClassifier needs a FERPlusDataModule, got a FaceLandmarkDataModule" in message
+    ferplus = ["--data=datamodules.ferplus.FERPlusDataModule", f"--data.root={tiny_ferplus}"]
+    args = [arg for arg in generator_args(tiny_faces, tmp_path / "runs") if not arg.startswith("--data.")]
+    message = refused(train, [*args, *ferplus], capsys)
+    assert "DICModule needs a FaceLandmarkDataModule, got a FERPlusDataModule" in message
+    assert "upscale needs a FERPlusDataModule" in refused(upscale, generator_args(tiny_faces, tmp_path), capsys)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_generators_that_are_none(tiny_ferplus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def message(path: Path) -> str:
+        more = [f"--data.upscaler.checkpoint={path}", f"--data.cache_dir={tmp_path / 'cache'}"]
+        args = classifier_args(tiny_ferplus, tmp_path / "runs", *more, configs=("classifier/dic",))
+        text = refused(train, args, capsys)
+        assert refused(upscale, args, capsys).split("error:")[1] == text.split("error:")[1]
+        return text
+
+    assert "there is no such file" in message(tmp_path / "nothing.ckpt")
+    (tmp_path / "run").mkdir()
+    assert "is a folder without checkpoints/best.ckpt" in message(tmp_path / "run")
+    (tmp_path / "damaged.ckpt").write_bytes(b"PK\3\4")
+    assert "damaged.ckpt" in message(tmp_path / "damaged.ckpt")
+    torch.save({"state_dict": {"net.network.fc.weight": torch.zeros(8, 512)}}, tmp_path / "classifier.ckpt")
+    assert "is not a DIC" in message(tmp_path / "classifier.ckpt")
+    assert not (tmp_path / "runs").exists() and not (tmp_path / "cache").exists()
+
+
+def test_testing_and_resuming(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--ckpt_path is missing" in refused(run_test, [], capsys)
+    assert "--ckpt_path needs a value" in refused(run_test, ["--ckpt_path"], capsys)
+    assert "nowhere does not exist" in refused(run_test, ["--ckpt_path", "nowhere"], capsys)
+    assert "nowhere does not exist" in refused(train, ["--resume=nowhere"], capsys)
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "config.yaml").write_text("experiment: x\n")
+    assert "no checkpoint: looked for" in refused(run_test, ["--ckpt_path", str(run)], capsys)
+    assert "no checkpoint: looked for" in refused(train, ["--resume", str(run)], capsys)
+    (run / "checkpoints" / "best.ckpt").touch()
+    (run / "run.json").write_text(json.dumps({"arm": None}))
+    assert "is the run of a generator" in refused(run_test, ["--ckpt_path", str(run)], capsys)
+
+
+def test_unknown_split(tiny_ferplus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "checkpoints" / "best.ckpt").touch()
+    args = classifier_args(tiny_ferplus, tmp_path / "runs", "--print_config")
+    with pytest.raises(SystemExit):
+        train(args)
+    (run / "config.yaml").write_text(capsys.readouterr().out)
+    message = refused(run_test, ["--ckpt_path", str(run), "--split", "tset"], capsys)
+    assert "tset" in message and {path.name for path in run.iterdir()} == {"checkpoints", "config.yaml"}
+
+
+def test_online_without_a_key(
+    tiny_ferplus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    assert "there is no key" in refused(train, classifier_args(tiny_ferplus, tmp_path / "runs"), capsys)
+    assert not (tmp_path / "runs").exists()

@@ -1,0 +1,104 @@
+"""Every shipped configuration is really run, by the command in its first lines, on tiny data."""
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from cli import train
+from models.dic import DIC
+from tests.tiny_runs import NETWORK, REPOSITORY, classifier_options, generator_options
+
+CONFIGS = sorted(path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "configs").rglob("*.yaml"))
+
+
+def header(name: str) -> str:
+    """The comment with which a file begins, without the marks."""
+    lines = (REPOSITORY / name).read_text().splitlines()
+    end = next(number for number, line in enumerate(lines) if not line.startswith("#"))
+    return "\n".join(line[2:] for line in lines[:end])
+
+
+def arguments(name: str) -> list[str]:
+    """Of the command in a file's comment."""
+    command = re.search(r"^\s+.*?python train\.py ((?:.*\\\n)*.*)$", header(name), re.MULTILINE)
+    assert command, f"{name}: no line with `python train.py` in its first comment"
+    return shlex.split(command.group(1).replace("\\\n", " "))
+
+
+@pytest.fixture(scope="module")
+def generator(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of a generator that has learnt nothing."""
+    torch.manual_seed(0)
+    net = DIC(**NETWORK)
+    path = tmp_path_factory.mktemp("generator") / "best.ckpt"
+    torch.save({"dic_config": net.config, "state_dict": {f"net.{k}": v for k, v in net.state_dict().items()}}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_comment_says_what_to_expect(name: str) -> None:
+    words = header(name).lower()
+    assert all(word in words for word in ("hardware", "time", "expected score"))
+    used = [value for option, value in zip(arguments(name), arguments(name)[1:], strict=False) if option == "--config"]
+    assert name in used, f"{name}: the command does not use the file"
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_command_is_accepted_as_it_stands(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    with pytest.raises(SystemExit) as exit_:
+        train([*arguments(name), "--print_config"])
+    assert exit_.value.code == 0
+    parsed = yaml.safe_load(capsys.readouterr().out)
+    assert parsed["experiment"] and parsed["best"]["monitor"].startswith("val/")
+    if name == "configs/generator/dic.yaml":  # the published network
+        sizes = parsed["model"]["init_args"]["net"].get("init_args", {})
+        assert sum(p.numel() for p in DIC(**sizes).parameters()) == pytest.approx(21.8e6, rel=0.01)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_it_runs(
+    name: str,
+    tiny_faces: Path,
+    tiny_ferplus: Path,
+    generator: Path,
+    cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    given = arguments(name)
+    short = [f"--runs={tmp_path}", "--trainer.limit_train_batches=1", "--trainer.limit_val_batches=1"]
+    if any(re.fullmatch(r"configs/(generator/\w+|demo/generator)\.yaml", word) for word in given):
+        run = train([*given, *generator_options(tiny_faces), *short])
+    else:
+        options = classifier_options(tiny_ferplus)
+        if any(word.endswith("/dic.yaml") for word in given):
+            options += [f"--data.upscaler.checkpoint={generator}", f"--data.cache_dir={cache}"]
+        run = train([*given, *options, *short])
+    assert run.is_relative_to(tmp_path) and (run / "checkpoints" / "best.ckpt").is_file()
+
+
+@pytest.mark.parametrize("folder", ["classifier", "demo"])
+def test_arms_differ_in_the_upscaler_alone(folder: str) -> None:
+    arms: list[dict[str, Any]] = []
+    for arm in ("bilinear", "dic"):
+        content = yaml.safe_load((REPOSITORY / "configs" / folder / f"{arm}.yaml").read_text())
+        assert arm in content.pop("experiment")
+        upscaler = content["data"]["init_args"].pop("upscaler")
+        assert upscaler == "bilinear" if arm == "bilinear" else upscaler["class_path"].endswith(".DICUpscaler")
+        arms.append(content)
+    assert arms[0] == arms[1]

@@ -1,0 +1,74 @@
+"""Two processes on one machine give what one process gives, every image counted once."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cli import test as run_test
+from datamodules.ferplus_labels import CLASSES
+from tests.tiny_runs import REPOSITORY, classifier_args, read_csv
+
+TWO = ["--trainer.devices=2", "--trainer.strategy=ddp"]
+LONGER = ["--trainer.limit_train_batches=1.0", "--trainer.max_epochs=3", "--model.learning_rate=0.02"]
+
+
+def start(program: str, args: list[str]) -> str:
+    """Runs a program of the project in processes of its own; returns what it printed."""
+    done = subprocess.run(
+        [sys.executable, str(REPOSITORY / program), *args],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_ferplus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two processes."""
+    runs = tmp_path_factory.mktemp("runs")
+    printed = start("train.py", classifier_args(tiny_ferplus, runs, *TWO, *LONGER))
+    (run,) = runs.glob("*/*")
+    (run / "printed.txt").write_text(printed)
+    return run
+
+
+def test_training(trained: Path) -> None:
+    assert json.loads((trained / "run.json").read_text())["status"] == "finished"
+    assert len(list((trained / "wandb").glob("offline-run-*"))) == 1, "only rank 0 logs"
+    printed, rows = (trained / "printed.txt").read_text(), read_csv(trained / "metrics.csv")
+    assert [row["epoch"] for row in rows if row["val/acc"]] == ["0", "1", "2"]
+    images = int(re.search(r"^train, crossentropy, kept +(\d+)", printed, re.MULTILINE)[1])  # type: ignore[index]
+    per_epoch = images // 8  # batches of eight over both processes
+    assert [int(row["step"]) for row in rows if row["train/loss"]] == [(n + 1) * per_epoch - 1 for n in range(3)]
+
+
+def test_testing(trained: Path) -> None:
+    start("test.py", ["--ckpt_path", str(trained), "--split", "val", *TWO])
+    names = ("predictions_val.csv", "metrics_val.json")
+    two_rows, two = read_csv(trained / names[0]), json.loads((trained / names[1]).read_text())
+    for name in names:
+        (trained / name).unlink()
+    run_test(["--ckpt_path", str(trained), "--split", "val"])
+    one_rows, one = read_csv(trained / names[0]), json.loads((trained / names[1]).read_text())
+    assert [row["name"] for row in two_rows] == [row["name"] for row in one_rows]
+    probabilities = [
+        np.array([[float(row[name]) for name in CLASSES] for row in rows]) for rows in (two_rows, one_rows)
+    ]
+    assert probabilities[0].std(axis=0).max() > 0.01, "images that look alike to the network prove nothing"
+    np.testing.assert_allclose(*probabilities, atol=1e-4)
+    figures = [report["rules"]["majority"]["all"] for report in (two, one)]
+    assert figures[0]["n"] == figures[1]["n"] == sum(bool(row["label"]) for row in one_rows)
+    assert figures[0]["confusion"] == figures[1]["confusion"]
+    logged = [float(row["val/acc"]) for row in read_csv(trained / "metrics.csv") if row["val/acc"]]
+    assert logged[-1] == pytest.approx(figures[1]["acc"]), "validation by two processes during training"
+    errors = [float(row["val/ece"]) for row in read_csv(trained / "metrics.csv") if row["val/ece"]]
+    assert errors[-1] == pytest.approx(figures[1]["ece"], rel=1e-4)

@@ -1,0 +1,101 @@
+"""Every command of the README is accepted, and what it points to is there."""
+
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import cli
+import compare
+from datamodules import synthetic
+from tests.tiny_runs import REPOSITORY
+
+README = (REPOSITORY / "README.md").read_text()
+
+
+def commands() -> list[str]:
+    """Lines of code blocks, fenced or indented, that call python or make; continued lines joined, comments cut off."""
+    fenced = re.findall(r"^```[^\n]*\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    indented = [line[4:] for line in re.sub(r"\\\n\s*", " ", README).splitlines() if line.startswith("    ")]
+    lines = [line for block in fenced for line in re.sub(r"\\\n\s*", " ", block).splitlines()] + indented
+    called = (line.split("  #")[0].strip().removeprefix("$ ") for line in lines)
+    return [line for line in called if re.match(r"(\S*/)?(python|make) ", line)]
+
+
+@pytest.fixture
+def run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    """A folder that stands for RUN: a configuration and an empty checkpoint."""
+    with pytest.raises(SystemExit):
+        cli.train(["--config", str(REPOSITORY / "configs/classifier/bilinear.yaml"), "--print_config"])
+    folder = tmp_path / "run"
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "checkpoints" / "best.ckpt").touch()
+    (folder / "config.yaml").write_text(capsys.readouterr().out)
+    return folder
+
+
+def parse(name: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parses the arguments of one of the project's programs; SystemExit with a code other than 0 if they are wrong."""
+    programs: dict[str, Callable[[list[str]], Any]] = {
+        "train.py": cli.train,
+        "test.py": cli.test,
+        "upscale.py": cli.upscale,
+    }
+    if name in programs:
+        with pytest.raises(SystemExit) as exit_:
+            programs[name]([*words, "--print_config"])
+        assert exit_.value.code == 0
+    elif name == "compare.py":
+        monkeypatch.setattr(compare, "compare", lambda *_, **__: {"table.md": b""})
+        monkeypatch.setattr(compare, "write_files", lambda *_: [])
+        assert compare.main(words) == 0
+    elif name == "-m" and words[0] == "datamodules.synthetic":
+        for writer in ("write_faces", "write_ferplus", "_write_marker", "_written"):
+            monkeypatch.setattr(synthetic, writer, lambda *_: True)
+        synthetic.main([*words[1:], "--root", "/nonexistent"])
+    else:
+        assert name == "-m" and words[0] in ("venv", "pip"), f"what is {name} {' '.join(words)}?"
+
+
+def test_the_readme_has_commands() -> None:
+    used = " ".join(commands())
+    assert all(name in used for name in ("make demo", "make test", "train.py", "test.py", "upscale.py", "compare.py"))
+
+
+@pytest.mark.parametrize("command", commands())
+def test_command(command: str, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    program, *words = shlex.split(command)
+    if program.endswith("make"):
+        targets = re.findall(r"^([\w-]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
+        assert {word for word in words if "=" not in word} <= set(targets)
+        return
+    words = [str(run) if re.fullmatch(r"(\S*/)?(RUN\w*|<run>)", word) else word for word in words]
+    parse(words[0], words[1:], monkeypatch)
+
+
+def test_a_wrong_command_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    right = "--config configs/classifier/bilinear.yaml"
+    for wrong in (
+        f"{right} --trainer.max_epoch 3",
+        "--config configs/classifier/bilinaer.yaml",
+        f"{right} --data.rot x",
+    ):
+        with pytest.raises((SystemExit, AssertionError)) as error:
+            parse("train.py", wrong.split(), monkeypatch)
+        assert isinstance(error.value, AssertionError), "not exit code 0"
+
+
+def test_linked_files_exist() -> None:
+    links = re.findall(r"\]\((?!https?://|#)([^)#]+)", README) + re.findall(r'src="(?!https?://)([^"]+)"', README)
+    assert [link for link in links if not (REPOSITORY / link).exists()] == []
+
+
+def test_named_files_exist() -> None:
+    """Configurations and modules that the text names in code style."""
+    named = set(re.findall(r"(?:configs|weights|docs)/[\w/]+\.(?:yaml|md|png)", README))
+    assert named and [name for name in sorted(named) if not (REPOSITORY / name).exists()] == []
