@@ -30,4 +30,4 @@ demo: install
 	$(PY) demo.py
 
 clean-demo:
-	rm -rf demo/ runs/demo-*
+	rm -rf demo/

@@ -20,10 +20,10 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from callbacks.learning_rate import LearningRate
 from callbacks.log_lines import LogLines
 from callbacks.loggers import MetricsCSV, WandbMode, make_wandb_logger, quieten, wandb_mode
-from callbacks.run_record import RunRecord
+from callbacks.run_record import RunRecord, check_same_data
 from callbacks.test_report import TestReport
 from lightning_modules.upscale_only import UpscaleOnly
-from runs import find_checkpoint, find_run, new_run_folder, share_with_children
+from runs import find_checkpoint, find_run, is_child, new_run_folder, share_with_children
 
 Command = Literal["train", "test", "upscale"]
 USAGE = {
@@ -36,7 +36,7 @@ USAGE = {
 def keep_freed_memory() -> None:
     """Has glibc keep freed memory: large tensors would go back to the system and fault in again, at 2-3 times the cost.
 
-    The same as starting the process with MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_ at 16 GiB.
+    In effect that of starting the process with MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_ at 16 GiB.
     """
     try:
         libc = ctypes.CDLL("libc.so.6")
@@ -103,8 +103,10 @@ class SuperFERCLI(LightningCLI):
         self.datamodule.check(self.command)
         if self.command == "upscale":
             return super().instantiate_trainer(logger=False, callbacks=[], **kwargs)
+        if self.run_folder:
+            check_same_data(self.run_folder, self.datamodule)
         mode = wandb_mode()
-        new = self.run_folder is None
+        new = self.run_folder is None and not is_child()
         folder = self.run_folder or new_run_folder(
             self.config.runs, self.config.experiment, self.config.seed_everything
         )

@@ -22,7 +22,8 @@ def find_run(path: str | Path) -> Path:
         FileNotFoundError: There is none.
     """
     path = Path(path)
-    for folder in (path, *path.parents):
+    resolved = path.resolve()
+    for folder in (resolved, *list(resolved.parents)[:2]):
         if (folder / "config.yaml").is_file():
             return folder
     what = "holds no config.yaml" if path.exists() else "does not exist"
@@ -86,6 +87,11 @@ def _job() -> str | None:
     if job is None and int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ:
         job = f"{os.environ['SLURM_JOB_ID']}.{os.environ.get('SLURM_STEP_ID', '0')}"
     return job
+
+
+def is_child() -> bool:
+    """Whether another process of the job has chosen the run folder, or chooses the same one."""
+    return _CHOSEN in os.environ or _job() is not None
 
 
 def share_with_children(folder: Path | None) -> None:

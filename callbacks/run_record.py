@@ -14,6 +14,31 @@ from datamodules.files import write_atomically
 from runs import software_state
 
 
+def data_identity(data: Any) -> dict[str, str | None]:
+    """What decides the pixels that a run sees: the arm's name, the data and the generator."""
+    upscaler = getattr(data, "upscaler", None)
+    return {
+        "arm": upscaler.name if upscaler else None,
+        "data_fingerprint": data.fingerprint,
+        "generator_fingerprint": upscaler.fingerprint() if upscaler and upscaler.cached else None,
+    }
+
+
+def check_same_data(folder: Path, data: Any) -> None:
+    """Refuses to continue or test a run with other pixels than it was trained on.
+
+    Raises:
+        ValueError: ``run.json`` of the folder names another arm, data set or generator.
+    """
+    path = folder / "run.json"
+    if not path.is_file():
+        return
+    saved = json.loads(path.read_text())
+    for key, value in data_identity(data).items():
+        if saved.get(key) != value:
+            raise ValueError(f"{path}: {key} is {saved.get(key)!r}, but what is configured now has {value!r}")
+
+
 class RunRecord(SaveConfigCallback):
     """Rank 0 writes ``config.yaml`` and ``run.json`` when a training starts, and how it ended when it ends.
 
@@ -47,15 +72,12 @@ class RunRecord(SaveConfigCallback):
 
     def _describe(self, trainer: L.Trainer, pl_module: L.LightningModule, logger: WandbLogger | None) -> dict[str, Any]:
         data = trainer.datamodule  # type: ignore[attr-defined]
-        upscaler = getattr(data, "upscaler", None)
         return {
             "experiment": self.config.experiment,
-            "arm": upscaler.name if upscaler else None,
             "seed": self.config.seed_everything,
             "wandb_id": logger.version if logger else None,
             **software_state(),
-            "data_fingerprint": data.fingerprint,
-            "generator_fingerprint": upscaler.fingerprint() if upscaler and upscaler.cached else None,
+            **data_identity(data),
             "synthetic": data.synthetic,
             "parameters": sum(parameter.numel() for parameter in pl_module.parameters()),
         }

@@ -176,6 +176,7 @@ class FERPlusDataModule(L.LightningDataModule):
     def check(self, command: str) -> None:
         """Refuses data that ``command`` (train, test or upscale) could not use; parses it if that was not done yet."""
         table = self.open()
+        self.upscaler.fingerprint()  # reads a generator's checkpoint
         if command == "train":
             kept, _ = _kept(table, self.root, "train", self.label_mode)
             _kept(table, self.root, "val", "majority")
@@ -200,7 +201,7 @@ class FERPlusDataModule(L.LightningDataModule):
         needed = {"fit": ["train", "val"], "validate": ["val"], "test": [str(self.test_split)]}
         splits = needed.get(stage, present)
         rows = {split: _split_rows(table, self.root, split) for split in splits}
-        self.fill_cache(splits)
+        self._open_cache()  # filled when a loader asks for it: by then the run is on record
         if stage == "fit":
             self.datasets["train"] = self._dataset(*_kept(table, self.root, "train", self.label_mode), training=True)
         if stage in ("fit", "validate"):
@@ -230,16 +231,18 @@ class FERPlusDataModule(L.LightningDataModule):
             seed=self.seed,
         )
 
-    def fill_cache(self, splits: list[str]) -> None:
-        """Enlarges the faces of ``splits`` on this process's device, if the upscaler's results are to be kept."""
-        folder, table = self.cache_folder, self.open()
-        if folder is None:
-            return
-        if self._cache is None:
+    def _open_cache(self) -> None:
+        folder = self.cache_folder
+        if folder is not None and self._cache is None:
             shape = (self.upscaler.channels, UPSCALED_SIZE, UPSCALED_SIZE)
             keys = {"data": self.fingerprint, "upscaler": self.upscaler.fingerprint()}
-            self._cache = UpscaledCache(folder, table.images[self._unique_rows], shape, keys)
-        rows = np.concatenate([table.rows(split) for split in splits])
+            self._cache = UpscaledCache(folder, self.open().images[self._unique_rows], shape, keys)
+
+    def fill_cache(self, rows: np.ndarray) -> None:
+        """Enlarges the faces of these rows on this process's device, if the upscaler's results are to be kept."""
+        self._open_cache()
+        if self._cache is None:
+            return
         device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
@@ -256,8 +259,9 @@ class FERPlusDataModule(L.LightningDataModule):
         missing = [name for name in names if name not in rows]
         if missing:
             raise ValueError(f"{self.root}: the split {split!r} has no image named {missing[0]!r}")
-        self.fill_cache([split])
-        dataset = self._dataset(np.array([rows[name] for name in names]), np.zeros((len(names), len(CLASSES))))
+        chosen = np.array([rows[name] for name in names])
+        self.fill_cache(chosen)
+        dataset = self._dataset(chosen, np.zeros((len(names), len(CLASSES))))
         return dataset.faces[dataset.places]
 
     def class_counts(self) -> np.ndarray:
@@ -271,6 +275,7 @@ class FERPlusDataModule(L.LightningDataModule):
             raise ValueError(f"batch_size is {self.batch_size}, not a multiple of the {world_size} devices")
         if training and len(dataset) < self.batch_size:
             raise ValueError(f"batch_size is {self.batch_size}, more than the {len(dataset)} training images")
+        self.fill_cache(self.open().rows(self.test_split if split == "test" else split))
         sampler = EpochSampler(len(dataset), self.seed, training, rank, world_size, drop_remainder=training)
         return DataLoader(
             dataset,
@@ -292,5 +297,6 @@ class FERPlusDataModule(L.LightningDataModule):
         return self._loader("test", training=False)
 
     def predict_dataloader(self) -> list:
-        """Nothing to predict: setting up for it enlarges every split."""
+        """Enlarges every split; there is nothing to predict."""
+        self.fill_cache(np.arange(len(self.open().names)))
         return []

@@ -6,6 +6,7 @@ Another network joins by one subclass of ``Upscaler``, which a configuration nam
 
 import hashlib
 from abc import ABC, abstractmethod
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from models.dic import SCALE, load_generator
+from models.dic import DIC, SCALE, load_generator
 from models.resampling import round_levels
 from runs import find_checkpoint
 
@@ -84,9 +85,13 @@ class DICUpscaler(Upscaler):
     cached = True
 
     def __init__(self, checkpoint: str, color: Literal["gray", "rgb"] = "gray", name: str = "dic") -> None:
-        self.path, self.color, self.name = find_checkpoint(checkpoint), color, name
+        self.checkpoint, self.color, self.name = checkpoint, color, name
         self.channels = 3 if color == "rgb" else 1
-        self._network = load_generator(self.path).to(memory_format=torch.channels_last)
+
+    @cached_property
+    def _network(self) -> DIC:
+        """Read when it is first needed: an error then reaches the user as it is, not through the argument parser."""
+        return load_generator(find_checkpoint(self.checkpoint)).to(memory_format=torch.channels_last)
 
     def fingerprint(self) -> str:
         """Hash of the network's configuration and weights, and the colour; not of the file's name or other content."""
@@ -103,7 +108,7 @@ class DICUpscaler(Upscaler):
             large = self._network.upscale(faces) * 255
         if not large.isfinite().all():
             raise ValueError(
-                f"{self.path}: the generator returned numbers that are not finite; was it trained to its end?"
+                f"{self.checkpoint}: the generator returned numbers that are not finite; was it trained to its end?"
             )
         if self.color == "gray":
             red, green, blue = large.unbind(dim=1)

@@ -23,6 +23,7 @@ from torchmetrics.classification import (
 )
 
 from datamodules.ferplus_labels import CLASSES
+from lightning_modules.schedules import training_length, warmup_then
 from models.resnet import resnet
 
 NUM_CLASSES = len(CLASSES)
@@ -51,20 +52,6 @@ def multi_target_loss(logits: Tensor, targets: Tensor) -> Tensor:
         targets: B,8; 1 for accepted classes, 0.001 for others.
     """
     return -(targets.log() + F.log_softmax(logits, dim=1)).amax(dim=1).mean()
-
-
-def warmup_then(
-    schedule: Literal["cosine", "step"], warmup: float, milestones: tuple[float, ...], done: float
-) -> float:
-    """Factor of the learning rate after the fraction ``done`` of the training.
-
-    Rises linearly during ``warmup``; then ``cosine`` falls to 0, ``step`` is divided by 10 at each milestone.
-    """
-    if done < warmup:
-        return (done + 1e-3) / (warmup + 1e-3)
-    if schedule == "step":
-        return 0.1 ** sum(done >= milestone for milestone in milestones)
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, (done - warmup) / (1 - warmup))))
 
 
 class EmotionClassifier(L.LightningModule):
@@ -214,7 +201,7 @@ class EmotionClassifier(L.LightningModule):
             optimizer = torch.optim.SGD(groups, lr=rate, momentum=0.9, nesterov=True)
         else:
             optimizer = torch.optim.AdamW(groups, lr=rate)
-        steps = max(1, int(self.trainer.estimated_stepping_batches))
+        steps = training_length(self.trainer)
         schedule, warmup, milestones = (self.hparams[key] for key in ("schedule", "warmup", "milestones"))
         scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: warmup_then(schedule, warmup, milestones, step / steps)

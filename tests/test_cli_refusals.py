@@ -87,9 +87,9 @@ def test_generators_that_are_none(tiny_ferplus: Path, tmp_path: Path, capsys: py
         assert refused(upscale, args, capsys).split("error:")[1] == text.split("error:")[1]
         return text
 
-    assert "there is no such file" in message(tmp_path / "nothing.ckpt")
+    assert "no checkpoint: looked for" in message(tmp_path / "nothing.ckpt")
     (tmp_path / "run").mkdir()
-    assert "is a folder without checkpoints/best.ckpt" in message(tmp_path / "run")
+    assert "checkpoints/best.ckpt and" in message(tmp_path / "run")
     (tmp_path / "damaged.ckpt").write_bytes(b"PK\3\4")
     assert "damaged.ckpt" in message(tmp_path / "damaged.ckpt")
     torch.save({"state_dict": {"net.network.fc.weight": torch.zeros(8, 512)}}, tmp_path / "classifier.ckpt")

@@ -187,15 +187,16 @@ def test_first_epochs_at_half_the_size(tiny_ferplus: Path) -> None:
 def test_cached_upscaler_is_run_once_per_distinct_image(few: Path, tmp_path: Path) -> None:
     upscaler = Inverted()
     data = module(few, upscaler=upscaler, batch_size=3, augment=False, input_size=384)
-    assert upscaler.count == len({sample.image.tobytes() for sample in MIXED})  # a block holds them all
+    assert upscaler.count == 0, "nothing is enlarged before a loader is asked for"
     split = load_split(few, "train", "crossentropy")
     (batch,) = batches(data)
+    assert upscaler.count == len({sample.image.tobytes() for sample in MIXED})  # a block holds them all
     bilinear = InterpolationUpscaler("bilinear")(torch.from_numpy(split.images)[:, None])
     assert torch.equal(batch["image"][:, :1], (255 - bilinear)[batch["index"]].float() / 255)
     folder = data.cache_folder
     assert folder == few / ".superfer_cache" / "upscaled" / f"inverted-1_{data.fingerprint}"
     again = Inverted()
-    module(few, upscaler=again, stage="test")
+    batches(module(few, upscaler=again, stage="test"), split="test")
     assert again.count == 0
     assert module(few, upscaler=Inverted(2)).cache_folder != folder
     assert module(few).cache_folder is None
@@ -207,11 +208,12 @@ def test_cached_upscaler_is_run_once_per_distinct_image(few: Path, tmp_path: Pat
 def test_the_cache_is_filled_as_far_as_needed(few: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(upscaled_cache, "BLOCK", 1)
     upscaler = Inverted()
-    module(few, stage="fit", batch_size=3, upscaler=upscaler)
+    data = module(few, stage="fit", batch_size=3, upscaler=upscaler)
+    data.train_dataloader()
+    data.val_dataloader()
     assert upscaler.count == 5  # distinct faces of training and validation
-    data = module(few, stage="predict", upscaler=upscaler)
+    assert module(few, stage="predict", upscaler=upscaler).predict_dataloader() == []
     assert upscaler.count == 7  # the rest
-    assert data.predict_dataloader() == []
 
 
 def test_enlarged_faces_by_name(few: Path) -> None:

@@ -9,7 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lightning_modules.classifier import EmotionClassifier, multi_target_loss, soft_cross_entropy, warmup_then
+from lightning_modules.classifier import EmotionClassifier, multi_target_loss, soft_cross_entropy
+from lightning_modules.schedules import warmup_then
 
 
 def soft_targets(rows: int) -> torch.Tensor:
