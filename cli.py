@@ -100,6 +100,9 @@ class SuperFERCLI(LightningCLI):
         """Refuses what cannot work before a folder is made or W&B is started; then builds the trainer."""
         if self.command != "upscale":
             self.model.check_data(self.datamodule)
+            if self.config.best.monitor not in self.model.monitored:
+                allowed = ", ".join(self.model.monitored)
+                raise ValueError(f"best.monitor is {self.config.best.monitor!r}, allowed are {allowed}")
         self.datamodule.check(self.command)
         if self.command == "upscale":
             return super().instantiate_trainer(logger=False, callbacks=[], **kwargs)
@@ -237,7 +240,7 @@ def test(args: list[str] | None = None) -> Path:
     except FileNotFoundError as error:
         _refuse(error)
     one_device = ["--trainer.devices=1", "--trainer.num_nodes=1", "--trainer.strategy=auto"]  # exact and simple
-    chosen = [f"--data.test_split={split or 'test'}"]
+    chosen = [f"--data.test_split={split or 'test'}", "--model.weights=none"]  # the checkpoint has all weights
     cli = _parse(["--config", str(run / "config.yaml"), *one_device, *chosen, *arguments], "test", run)
     with _finishing(cli):
         cli.trainer.test(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint, weights_only=True)

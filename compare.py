@@ -152,7 +152,11 @@ def _notes(arms: Arms) -> list[str]:
         "bootstrap over images, Welch's t-interval over seeds; seeds and counts stand in the order of the arms.",
         "Each run was evaluated once, with one checkpoint. The training split was learnt and the validation split "
         "chose the checkpoint: only the test split is untouched.",
+        "Curves: the training curves are taken while training, on augmented images with the training loss (soft "
+        "targets, label smoothing); the validation curves on plain images with their majority labels.",
     ]
+    if any(arm in PAPER for arm in arms) and not runs[0].info["synthetic"]:
+        notes.append("The paper's rows are the best of each curve, each at its own epoch; ours are one checkpoint's.")
     if len(arms) > 2:
         notes.append("Several arms are compared with the first one; intervals and p-values are not corrected for that.")
     tested = {predictions.checkpoint for run in runs for predictions in run.tested.values()}

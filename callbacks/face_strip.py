@@ -28,7 +28,13 @@ FOUND_COLOUR, TRUE_COLOUR = (255, 40, 40), (40, 220, 40)
 
 
 def compose_strip(
-    lr: Tensor, bicubic: Tensor, steps: list[Tensor], hr: Tensor, found: Tensor, true: Tensor
+    lr: Tensor,
+    bicubic: Tensor,
+    steps: list[Tensor],
+    hr: Tensor,
+    found: Tensor,
+    true: Tensor,
+    synthetic: bool = False,
 ) -> NDArray[np.uint8]:
     """Put the pictures of one face side by side.
 
@@ -39,13 +45,14 @@ def compose_strip(
         hr: uint8 3,H,H.
         found: 68,2, (x, y) in HR pixels, of the last step.
         true: 68,2, in HR pixels.
+        synthetic: say that these are generated faces.
 
     Returns:
         uint8 HEADER + H, (T + 4) * H, 3, RGB.
     """
     panels = {"LR": lr.repeat_interleave(SCALE, 1).repeat_interleave(SCALE, 2), "bicubic": bicubic}
     panels |= {f"step {number}": step for number, step in enumerate(steps, start=1)}
-    panels |= {"HR": hr, "landmarks": steps[-1]}
+    panels |= {"HR, synthetic data" if synthetic else "HR": hr, "landmarks": steps[-1]}
     side = hr.shape[-1]
     strip = Image.new("RGB", (side * len(panels), side + HEADER))
     draw = ImageDraw.Draw(strip)
@@ -113,6 +120,7 @@ class FaceStrip(L.Callback):
                     hr=batch["hr"][row],
                     found=outputs["landmarks"][row],
                     true=batch["landmarks"][row],
+                    synthetic=trainer.datamodule.synthetic,  # type: ignore[attr-defined]
                 )
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

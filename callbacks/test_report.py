@@ -75,7 +75,9 @@ class TestReport(L.Callback):
             }
             for rule, values in labels.items()
         }
-        report = {"split": split, "checkpoint": Path(trainer.ckpt_path or "").name, "rules": rules}
+        synthetic = trainer.datamodule.synthetic  # type: ignore[attr-defined]
+        checkpoint = Path(trainer.ckpt_path or "").name
+        report = {"split": split, "synthetic": synthetic, "checkpoint": checkpoint, "rules": rules}
         folder = Path(trainer.default_root_dir)
         predictions = _predictions(table.names[rows], labels, in_train, probabilities)
         write_atomically(folder / f"predictions_{split}.csv", predictions)
@@ -93,7 +95,8 @@ class TestReport(L.Callback):
         main = rules["majority"]["all"]
         if main["n"]:
             shown = f"accuracy {main['acc']:.4f}, macro-F1 {main['macro_f1']:.4f}"
-            print(f"{split}: {shown} on {main['n']} images (majority rule)")
+            images = "synthetic images" if synthetic else "images"
+            print(f"{split}: {shown} on {main['n']} {images} (majority rule)")
 
 
 def _predictions(

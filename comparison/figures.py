@@ -112,7 +112,7 @@ def draw_faces(arms: Arms, split: Split, rule: Rule, label: str) -> bytes:
 
 def _load_faces(run: Run, split: Split, names: list[str]) -> np.ndarray:
     # Imported here: it brings torch along, which a comparison without faces does not need.
-    from datamodules.ferplus import arm_images
+    from comparison.faces import arm_images
 
     try:
         images = np.asarray(arm_images(Path(run.folder) / "config.yaml", split, names))

@@ -128,6 +128,7 @@ class FaceLandmarkDataModule(L.LightningDataModule):
         if command != "train":
             raise ValueError(f"{command} needs a FERPlusDataModule, got a {type(self).__name__}")
         self.setup("fit")
+        self.train_dataloader()  # refuses a batch larger than the data
 
     @property
     def fingerprint(self) -> str:

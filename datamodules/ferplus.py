@@ -6,12 +6,10 @@ from typing import Literal, NamedTuple
 import lightning as L
 import numpy as np
 import torch
-import yaml
-from jsonargparse import ArgumentError, ArgumentParser
 from torch.utils.data import BatchSampler, DataLoader
 
 from datamodules.augmentation import FaceAugmentation
-from datamodules.ferplus_dataset import Faces, FacesOnTheFly, FERPlusDataset, keep_batch
+from datamodules.ferplus_dataset import Batch, Faces, FacesOnTheFly, FERPlusDataset, keep_batch
 from datamodules.ferplus_files import FACE_SIZE
 from datamodules.ferplus_labels import CLASSES, LabelMode, argmax_labels, majority_labels, process_votes
 from datamodules.ferplus_report import describe
@@ -73,33 +71,6 @@ def _kept(table: FERPlusTable, root: str | Path, split: str, label_mode: LabelMo
     return rows[kept], targets[kept]
 
 
-def arm_images(config: Path, split: Split, names: list[str]) -> np.ndarray:
-    """Faces as the arm of a finished run saw them, before the reduction to its input size.
-
-    Args:
-        config: ``config.yaml`` of the run.
-        split: Where the faces are.
-        names: Which ones.
-
-    Returns:
-        uint8 N,384,384, or N,384,384,3 where the arm has colours.
-
-    Raises:
-        ValueError: The configuration, the data or a name is wrong.
-    """
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(L.LightningDataModule, "data", required=True)
-    try:
-        parsed = parser.parse_object({"data": yaml.safe_load(config.read_text())["data"]})
-    except (ArgumentError, yaml.YAMLError, KeyError, TypeError) as error:
-        raise ValueError(f"{config}: does not describe the data of a run ({error})") from error
-    data = parser.instantiate(parsed).data
-    if not isinstance(data, FERPlusDataModule):
-        raise ValueError(f"{config}: the data are {type(data).__name__}, needed is FERPlusDataModule")
-    images = data.enlarged(split, names)
-    return images[:, 0] if images.shape[1] == 1 else images.transpose(0, 2, 3, 1)
-
-
 class FERPlusDataModule(L.LightningDataModule):
     """Serves FER+ for training, validation and testing.
 
@@ -112,7 +83,7 @@ class FERPlusDataModule(L.LightningDataModule):
         root: Folder with the data; layouts in ``datamodules.ferplus_source``.
         upscaler: ``nearest``, ``bilinear``, ``bicubic`` or ``lanczos``, or an ``Upscaler`` such as ``DICUpscaler``.
         label_mode: How votes become training targets.
-        batch_size: Images per optimiser step over all devices.
+        batch_size: Images in a batch over all devices.
         input_size: Side S of the images served, 8 to 384 pixels; below 384 they are reduced with antialiasing.
         half_size_epochs: The first epochs train at half the input size, at about a third of the cost (progressive
             resizing); validation and testing always see the whole size.
@@ -161,7 +132,7 @@ class FERPlusDataModule(L.LightningDataModule):
         self.datasets: dict[str, FERPlusDataset] = {}
 
     def open(self) -> FERPlusTable:
-        """Opens the data and says what is in it; parsed once, kept in ``root``."""
+        """Opens the data; they are parsed once and kept in ``root``."""
         if self._table is None:
             self._table, self._fingerprint = open_table(self.root)
             self._unique_rows, self._unique = np.unique(self._table.identity, return_inverse=True)
@@ -283,9 +254,16 @@ class FERPlusDataModule(L.LightningDataModule):
             collate_fn=keep_batch,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=False,  # cannot pin gray images that are expanded to three channels
             generator=torch.Generator().manual_seed(self.seed),
         )
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Sends one channel of gray images and expands it over there; a plain transfer would send three copies."""
+        gray = batch["image"].stride(1) == 0
+        sent = batch | {"image": batch["image"][:, :1]} if gray else batch
+        moved: Batch = super().transfer_batch_to_device(sent, device, dataloader_idx)
+        return moved | {"image": moved["image"].expand(-1, 3, -1, -1)} if gray else moved
 
     def train_dataloader(self) -> DataLoader:
         return self._loader("train", training=True)

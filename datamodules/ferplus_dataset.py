@@ -93,7 +93,7 @@ class FERPlusDataset(Dataset):
             images = torch.from_numpy(np.stack(augmented)).permute(0, 3, 1, 2)
         targets = np.stack([self._drawn(*key) for key in keys]) if self.draw_label else self.targets[indices]
         return {
-            "image": (images.float() / 255).expand(-1, 3, -1, -1),  # a view: gray is stored and sent once
+            "image": (images.float() / 255).expand(-1, 3, -1, -1),  # a view: gray is stored once
             "target": torch.from_numpy(targets),
             "label": torch.from_numpy(self.labels[indices]),
             "index": torch.from_numpy(indices),

@@ -74,6 +74,8 @@ class EmotionClassifier(L.LightningModule):
         channels_last: Memory format; faster on CPUs and on GPUs with tensor cores.
     """
 
+    monitored = ("val/acc", "val/macro_f1", "val/ece", "val/loss")  # what may choose the best checkpoint
+
     def __init__(
         self,
         arch: Literal["resnet18", "resnet34", "resnet50"] = "resnet18",

@@ -62,6 +62,8 @@ class DICModule(L.LightningModule):
         ValueError: an argument is out of its range, or `onecycle` has no known length.
     """
 
+    monitored = ("val/psnr_y", "val/ssim_y", "val/nme_interocular")  # what may choose the best checkpoint
+
     def __init__(
         self,
         net: DIC,

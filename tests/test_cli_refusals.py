@@ -44,6 +44,7 @@ def refused(command: object, args: list[str], capsys: pytest.CaptureFixture[str]
         (["--seed_everything=1.5"], "1.5"),
         (["--seed_everything=true"], "needed is a whole number"),
         (["--best.monitor=null"], "best.monitor is missing"),
+        (["--best.monitor=val/accc"], "best.monitor is 'val/accc', allowed are val/acc"),
         (["--model.learning_rate=-1"], "learning_rate is -1.0"),
         (["--model.schedule=cosin"], "cosin"),
         pytest.param(

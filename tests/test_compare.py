@@ -86,7 +86,7 @@ def faces(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, str, list[str]]]:
         shade = 60 if "bilinear" in config_path.read_text() else 200
         return np.full((len(names), 384, 384), shade, np.uint8)
 
-    monkeypatch.setattr("datamodules.ferplus.arm_images", arm_images)
+    monkeypatch.setattr("comparison.faces.arm_images", arm_images)
     return asked
 
 
@@ -403,7 +403,7 @@ def test_unreachable_faces_or_output_end_in_one_message(
     def gone(*_: Any) -> np.ndarray:
         raise FileNotFoundError("no data in data/ferplus")
 
-    monkeypatch.setattr("datamodules.ferplus.arm_images", gone)
+    monkeypatch.setattr("comparison.faces.arm_images", gone)
     assert run_compare(tmp_path / "out", *pair, faces=True) == 2
     assert "no data in data/ferplus; --no-faces leaves figure1.png out" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -11,9 +11,10 @@ import yaml
 from ferplus_writers import MIXED, face, write_folders
 from torch import Tensor
 
+from comparison.faces import arm_images
 from datamodules import upscaled_cache
 from datamodules.augmentation import FaceAugmentation
-from datamodules.ferplus import FERPlusDataModule, arm_images, load_split
+from datamodules.ferplus import FERPlusDataModule, load_split
 from datamodules.ferplus_dataset import reduce_size
 from datamodules.upscalers import InterpolationUpscaler, Upscaler
 
