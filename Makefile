@@ -6,6 +6,8 @@ PY := $(VENV)/bin/python
 .DELETE_ON_ERROR:
 
 $(VENV)/.installed: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' || \
+		(echo "Python 3.11 or 3.12 is needed, $(PYTHON) is another: make PYTHON=python3.12" >&2; exit 1)
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --upgrade pip
 	$(VENV)/bin/pip install --quiet -r requirements.txt

@@ -23,7 +23,7 @@ from callbacks.loggers import MetricsCSV, WandbMode, make_wandb_logger, quieten,
 from callbacks.run_record import RunRecord, check_same_data
 from callbacks.test_report import TestReport
 from lightning_modules.upscale_only import UpscaleOnly
-from runs import find_checkpoint, find_run, is_child, new_run_folder, share_with_children
+from run_folders import find_checkpoint, find_run, is_child, new_run_folder, share_with_children
 
 Command = Literal["train", "test", "upscale"]
 USAGE = {

@@ -26,7 +26,7 @@ from comparison.measures import (
     measure_differences,
     verdict,
 )
-from comparison.runs import (
+from comparison.reading import (
     RULES,
     SPLITS,
     ComparisonError,

@@ -11,7 +11,7 @@ from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import WandbLogger
 
 from datamodules.files import write_atomically
-from runs import software_state
+from run_folders import software_state
 
 
 def data_identity(data: Any) -> dict[str, str | None]:

@@ -7,7 +7,7 @@ import numpy as np
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
-from comparison.runs import Split
+from comparison.reading import Split
 from datamodules.ferplus import FERPlusDataModule
 
 

@@ -16,7 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from comparison.measures import Arms
-from comparison.runs import ComparisonError, Predictions, Rule, Run, Split
+from comparison.reading import ComparisonError, Predictions, Rule, Run, Split
 from datamodules.ferplus_labels import CLASSES
 
 SPLIT_TITLES: dict[Split, str] = {"train": "training", "val": "validation", "test": "test"}

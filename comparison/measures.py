@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from comparison.runs import SPLITS, SUBSETS, Rule, Run, Split, Subset
+from comparison.reading import SPLITS, SUBSETS, Rule, Run, Split, Subset
 from metrics.statistics import (
     Estimate,
     mcnemar_exact,

@@ -26,10 +26,10 @@ import numpy as np
 import numpy.typing as npt
 
 from datamodules.ferplus_labels import CLASSES
+from datamodules.files import SYNTHETIC_MARKER, write_atomically
 from datamodules.synthetic_face import render_face
 from datamodules.synthetic_votes import MIN_IMAGES, Sample, Split, plan_split
 
-MARKER = "SYNTHETIC"
 VERSION = 1  # raised when the same arguments give other bytes, so that older folders are written again
 CSV_HEADER = ("Usage", "Image name", *CLASSES, "unknown", "NF")
 Row = tuple[str | int, ...]  # of the CSV
@@ -133,7 +133,7 @@ def main(args: Sequence[str] | None = None) -> None:
     arguments |= {"counts": counts, "seed": options.seed}
     root: Path = options.root
     if _written(root) != _record(arguments):
-        (root / MARKER).unlink(missing_ok=True)
+        (root / SYNTHETIC_MARKER).unlink(missing_ok=True)
     try:
         wrote = write_faces(root / "faces" / "train", options.faces, options.size, options.seed)
         wrote |= write_faces(root / "faces" / "val", options.val_faces, options.size, options.seed + _VAL_SEED)
@@ -226,16 +226,14 @@ def _record(arguments: dict[str, Any]) -> dict[str, Any]:
 def _written(root: Path) -> dict[str, Any] | None:
     """What the marker of a folder says, or None without one."""
     try:
-        record = json.loads((root / MARKER).read_text())
+        record = json.loads((root / SYNTHETIC_MARKER).read_text())
     except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
         return None
     return record if isinstance(record, dict) else None
 
 
 def _write_marker(root: Path, arguments: dict[str, Any]) -> None:
-    temporary = root / f".{MARKER}.{os.getpid()}"
-    temporary.write_text(json.dumps(_record(arguments), indent=1) + "\n")
-    temporary.replace(root / MARKER)
+    write_atomically(root / SYNTHETIC_MARKER, json.dumps(_record(arguments)) + "\n")
 
 
 @contextmanager
@@ -248,7 +246,9 @@ def _replacing(root: Path, arguments: dict[str, Any]) -> Iterator[Path | None]:
         yield None
         return
     if root.exists() and _written(root) is None and (not root.is_dir() or any(root.iterdir())):
-        raise FileExistsError(f"{root} exists and has no {MARKER} file of this generator; give an empty or new folder")
+        raise FileExistsError(
+            f"{root} exists and has no {SYNTHETIC_MARKER} file of this generator; give an empty or new folder"
+        )
     root.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))
     try:

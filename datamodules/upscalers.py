@@ -17,7 +17,7 @@ from torch import Tensor
 
 from models.dic import DIC, SCALE, load_generator
 from models.resampling import round_levels
-from runs import find_checkpoint
+from run_folders import find_checkpoint
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 import compare
 import comparison.figures
-from comparison.runs import read_runs
+from comparison.reading import read_runs
 from datamodules.ferplus_labels import CLASSES
 from metrics.statistics import mcnemar_exact, mean_t_interval, welch_difference, wilson_interval
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from runs import find_checkpoint, find_run, new_run_folder, share_with_children, software_state
+from run_folders import find_checkpoint, find_run, new_run_folder, share_with_children, software_state
 
 
 @pytest.fixture(autouse=True)
