@@ -1,7 +1,6 @@
 """The command line behind train.py, test.py and upscale.py: one LightningCLI over one flat configuration."""
 
 import ctypes
-import json
 import shutil
 import sys
 from collections.abc import Iterator
@@ -23,7 +22,8 @@ from callbacks.loggers import MetricsCSV, WandbMode, make_wandb_logger, quieten,
 from callbacks.run_record import RunRecord, check_same_data
 from callbacks.test_report import TestReport
 from lightning_modules.upscale_only import UpscaleOnly
-from run_folders import find_checkpoint, find_run, is_child, new_run_folder, share_with_children
+from models.checkpoints import read_checkpoint
+from run_folders import find_checkpoint, find_run, is_child, new_run_folder, read_record, share_with_children
 
 Command = Literal["train", "test", "upscale"]
 USAGE = {
@@ -192,11 +192,11 @@ def _find_tested(path: str | None) -> tuple[Path, Path]:
         raise FileNotFoundError("--ckpt_path is missing: a run folder or a checkpoint in one")
     run = find_run(path)
     checkpoint = find_checkpoint(path)
-    record = run / "run.json"
-    if record.is_file() and json.loads(record.read_text()).get("arm") is None:
+    if (run / "run.json").is_file() and read_record(run).get("arm") is None:
         raise FileNotFoundError(
             f"{run} is the run of a generator; test.py tests classifiers (a generator's figures are in metrics.csv)"
         )
+    read_checkpoint(checkpoint)  # a damaged file is named here, before anything starts
     return run, checkpoint
 
 
@@ -215,7 +215,8 @@ def train(args: list[str] | None = None) -> Path:
         try:
             run = find_run(resumed)
             checkpoint = find_checkpoint(run, ("latest.ckpt", "best.ckpt"))
-        except FileNotFoundError as error:
+            read_checkpoint(checkpoint)  # a damaged file is named here, before anything starts
+        except (FileNotFoundError, ValueError) as error:
             _refuse(error)
         arguments = ["--config", str(run / "config.yaml"), *arguments]
     cli = _parse(arguments, "train", run)
@@ -237,7 +238,7 @@ def test(args: list[str] | None = None) -> Path:
     split, arguments = _take_option(arguments, "--split")
     try:
         run, checkpoint = _find_tested(path)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, ValueError) as error:
         _refuse(error)
     one_device = ["--trainer.devices=1", "--trainer.num_nodes=1", "--trainer.strategy=auto"]  # exact and simple
     chosen = [f"--data.test_split={split or 'test'}", "--model.weights=none"]  # the checkpoint has all weights

@@ -4,12 +4,14 @@ A run folder is ``runs/<experiment>/<time>_s<seed>`` and holds ``config.yaml``, 
 ``run.json``, ``wandb/``, and after testing ``metrics_{split}.json`` and ``predictions_{split}.csv``.
 """
 
+import json
 import os
 import platform
 import subprocess
 import time
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 _CHOSEN = "SUPERFER_RUN_FOLDER"  # tells the folder to the processes that Lightning starts for the other devices
 _PACKAGES = ("lightning", "torch", "torchvision", "torchmetrics", "wandb", "albumentations", "numpy", "jsonargparse")
@@ -29,7 +31,30 @@ def find_run(path: str | Path) -> Path:
     what = "holds no config.yaml" if path.exists() else "does not exist"
     raise FileNotFoundError(
         f"{path} {what}; needed is a run folder (runs/<experiment>/<time>_s<seed>) or a checkpoint in one"
+        + _runs_inside(path)
     )
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """``run.json`` of a run folder.
+
+    Raises:
+        ValueError: It is damaged.
+    """
+    path = folder / "run.json"
+    try:
+        record = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); restore it, or start the run anew") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"{path} holds a {type(record).__name__}, needed is a mapping; restore it, or start anew")
+    return record
+
+
+def _runs_inside(path: Path) -> str:
+    """Points at the runs of an experiment's folder that was given instead of one of them."""
+    runs = sorted(folder.parent.name for folder in path.glob("*/config.yaml")) if path.is_dir() else []
+    return f"; {path} holds the runs {', '.join(runs[-5:])}: name one of them" if runs else ""
 
 
 def find_checkpoint(path: str | Path, names: tuple[str, ...] = ("best.ckpt", "latest.ckpt")) -> Path:
@@ -43,7 +68,7 @@ def find_checkpoint(path: str | Path, names: tuple[str, ...] = ("best.ckpt", "la
     for file in files:
         if file.is_file():
             return file
-    raise FileNotFoundError(f"no checkpoint: looked for {' and '.join(map(str, files))}")
+    raise FileNotFoundError(f"no checkpoint: looked for {' and '.join(map(str, files))}{_runs_inside(path)}")
 
 
 def new_run_folder(root: str | Path, experiment: str, seed: int) -> Path:

@@ -11,7 +11,7 @@ from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import WandbLogger
 
 from datamodules.files import write_atomically
-from run_folders import software_state
+from run_folders import read_record, software_state
 
 
 def data_identity(data: Any) -> dict[str, str | None]:
@@ -20,7 +20,7 @@ def data_identity(data: Any) -> dict[str, str | None]:
     return {
         "arm": upscaler.name if upscaler else None,
         "data_fingerprint": data.fingerprint,
-        "generator_fingerprint": upscaler.fingerprint() if upscaler and upscaler.cached else None,
+        "generator_fingerprint": upscaler.fingerprint() if upscaler else None,
     }
 
 
@@ -33,7 +33,7 @@ def check_same_data(folder: Path, data: Any) -> None:
     path = folder / "run.json"
     if not path.is_file():
         return
-    saved = json.loads(path.read_text())
+    saved = read_record(folder)
     for key, value in data_identity(data).items():
         if saved.get(key) != value:
             raise ValueError(f"{path}: {key} is {saved.get(key)!r}, but what is configured now has {value!r}")
@@ -56,13 +56,15 @@ class RunRecord(SaveConfigCallback):
         config = self.parser.dump(self.config, skip_none=False)
         logger = next((logger for logger in trainer.loggers if isinstance(logger, WandbLogger)), None)
         path = folder / "run.json"
-        earlier = json.loads(path.read_text()) if path.is_file() else {}
+        earlier = read_record(folder) if path.is_file() else {}
         record = earlier
         if stage == "fit":
             record = self._record = self._describe(trainer, pl_module, logger) | {
                 "started": earlier.get("started", _now()),
                 "status": "running",
             }
+            for results in (*folder.glob("metrics_*.json"), *folder.glob("predictions_*.csv")):
+                results.unlink()  # of a checkpoint that this training goes beyond
             write_atomically(folder / "config.yaml", config)
             self._write(trainer)
         if logger:

@@ -147,7 +147,7 @@ class FERPlusDataModule(L.LightningDataModule):
     def check(self, command: str) -> None:
         """Refuses data that ``command`` (train, test or upscale) could not use; parses it if that was not done yet."""
         table = self.open()
-        self.upscaler.fingerprint()  # reads a generator's checkpoint
+        self._check_upscaler()
         if command == "train":
             kept, _ = _kept(table, self.root, "train", self.label_mode)
             _kept(table, self.root, "val", "majority")
@@ -155,6 +155,17 @@ class FERPlusDataModule(L.LightningDataModule):
                 raise ValueError(f"batch_size is {self.batch_size}, more than the {len(kept)} training images")
         elif command == "test":
             _split_rows(table, self.root, self.test_split)
+
+    def _check_upscaler(self) -> None:
+        kind = type(self.upscaler).__name__
+        if not getattr(self.upscaler, "name", None):
+            raise ValueError(f"{kind} has no name; give it one, which names the arm in tables and dashboards")
+        self.upscaler.fingerprint()  # reads a generator's checkpoint
+        if not self.upscaler.cached:  # what is cached is checked when it is made
+            large = self.upscaler(torch.zeros(1, 1, FACE_SIZE, FACE_SIZE, dtype=torch.uint8))
+            needed = (1, self.upscaler.channels, UPSCALED_SIZE, UPSCALED_SIZE)
+            if large.dtype != torch.uint8 or large.shape != needed:
+                raise ValueError(f"{kind} returns {large.dtype} {tuple(large.shape)}, needed is torch.uint8 {needed}")
 
     @property
     def cache_folder(self) -> Path | None:

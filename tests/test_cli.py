@@ -64,7 +64,7 @@ def test_run_folder(finished: Path, tiny_ferplus: Path) -> None:
     assert config["data"]["init_args"]["upscaler"] == "bilinear"
     record = json.loads((finished / "run.json").read_text())
     assert record["arm"] == "bilinear" and record["seed"] == 0 and record["status"] == "finished"
-    assert record["synthetic"] is True and record["generator_fingerprint"] is None
+    assert record["synthetic"] is True and record["generator_fingerprint"] == "bilinear"
     assert record["versions"]["torch"] == torch.__version__.split("+")[0]
     assert {"data_fingerprint", "git_commit", "git_dirty", "started", "ended", "wandb_id"} <= set(record)
 
@@ -155,3 +155,11 @@ def test_without_logger_or_wandb(tiny_ferplus: Path, tmp_path: Path, monkeypatch
     assert json.loads((run / "run.json").read_text())["wandb_id"] is None
     run = train(classifier_args(tiny_ferplus, tmp_path, *short, "--trainer.logger=false"))
     assert not (run / "metrics.csv").exists() and (run / "checkpoints" / "best.ckpt").is_file()
+
+
+def test_training_on_removes_results_of_the_earlier_checkpoint(tiny_ferplus: Path, tmp_path: Path) -> None:
+    run = train(classifier_args(tiny_ferplus, tmp_path))
+    run_test(["--ckpt_path", str(run), "--split", "val"])
+    assert (run / "predictions_val.csv").is_file() and (run / "metrics_val.json").is_file()
+    train(["--resume", str(run), "--trainer.max_epochs", "2"])
+    assert not (run / "predictions_val.csv").exists() and not (run / "metrics_val.json").exists()

@@ -108,7 +108,13 @@ def test_testing_and_resuming(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     (run / "config.yaml").write_text("experiment: x\n")
     assert "no checkpoint: looked for" in refused(run_test, ["--ckpt_path", str(run)], capsys)
     assert "no checkpoint: looked for" in refused(train, ["--resume", str(run)], capsys)
-    (run / "checkpoints" / "best.ckpt").touch()
+    (run / "checkpoints" / "best.ckpt").write_bytes(b"PK")
+    assert "best.ckpt (2 bytes) cannot be read" in refused(run_test, ["--ckpt_path", str(run)], capsys)
+    assert "best.ckpt (2 bytes) cannot be read" in refused(train, ["--resume", str(run)], capsys)
+    for damaged in ("garbage{", "[]"):
+        (run / "run.json").write_text(damaged)
+        assert "run.json" in refused(run_test, ["--ckpt_path", str(run)], capsys)
+    assert f"holds the runs {run.name}" in refused(run_test, ["--ckpt_path", str(tmp_path)], capsys)
     (run / "run.json").write_text(json.dumps({"arm": None}))
     assert "is the run of a generator" in refused(run_test, ["--ckpt_path", str(run)], capsys)
 
@@ -116,7 +122,7 @@ def test_testing_and_resuming(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 def test_unknown_split(tiny_ferplus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)
-    (run / "checkpoints" / "best.ckpt").touch()
+    torch.save({}, run / "checkpoints" / "best.ckpt")
     args = classifier_args(tiny_ferplus, tmp_path / "runs", "--print_config")
     with pytest.raises(SystemExit):
         train(args)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import cli
 import compare
@@ -32,7 +33,7 @@ def run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
         cli.train(["--config", str(REPOSITORY / "configs/classifier/bilinear.yaml"), "--print_config"])
     folder = tmp_path / "run"
     (folder / "checkpoints").mkdir(parents=True)
-    (folder / "checkpoints" / "best.ckpt").touch()
+    torch.save({}, folder / "checkpoints" / "best.ckpt")
     (folder / "config.yaml").write_text(capsys.readouterr().out)
     return folder
 

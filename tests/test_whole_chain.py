@@ -36,7 +36,7 @@ def test_generator_arms_and_comparison(
 
     arms = [json.loads((run / "run.json").read_text()) for run in runs]
     assert [arm["arm"] for arm in arms] == ["bilinear", "dic"]
-    assert arms[0]["generator_fingerprint"] is None and cache.name.startswith(arms[1]["generator_fingerprint"])
+    assert arms[0]["generator_fingerprint"] == "bilinear" and cache.name.startswith(arms[1]["generator_fingerprint"])
     for run in runs:
         for split in ("train", "val", "test"):
             assert run_test(["--ckpt_path", str(run), "--split", split]) == run

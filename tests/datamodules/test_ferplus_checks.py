@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from ferplus_writers import MIXED, write_folders
 from jsonargparse import ArgumentParser
 
@@ -11,6 +12,7 @@ from datamodules.augmentation import FaceAugmentation
 from datamodules.ferplus import FERPlusDataModule
 from datamodules.ferplus_report import describe, duplicates_across
 from datamodules.ferplus_source import open_table
+from datamodules.upscalers import InterpolationUpscaler
 
 
 @pytest.fixture
@@ -90,3 +92,28 @@ def test_command_line_builds_the_module(few: Path) -> None:
 
 def test_built_in_data_are_known_as_synthetic(tiny_ferplus: Path) -> None:
     assert FERPlusDataModule(str(tiny_ferplus)).synthetic
+
+
+class Wrong(InterpolationUpscaler):
+    """Breaks one rule of upscalers."""
+
+    def __init__(self, name: str = "wrong", kind: str = "float") -> None:
+        super().__init__()
+        self.name, self.kind = name, kind
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        large = super().__call__(images)
+        return large.float() if self.kind == "float" else large[..., ::2]
+
+
+@pytest.mark.parametrize(
+    ("upscaler", "message"),
+    [
+        (Wrong(), r"Wrong returns torch\.float32 \(1, 1, 384, 384\), needed is torch\.uint8"),
+        (Wrong(kind="small"), r"Wrong returns torch\.uint8 \(1, 1, 384, 192\), needed"),
+        (Wrong(name=""), "Wrong has no name"),
+    ],
+)
+def test_an_upscaler_that_breaks_the_rules_is_refused(few: Path, upscaler: Wrong, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        FERPlusDataModule(str(few), upscaler, batch_size=2).check("train")
