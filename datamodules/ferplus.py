@@ -85,7 +85,7 @@ class FERPlusDataModule(L.LightningDataModule):
         label_mode: How votes become training targets.
         batch_size: Images in a batch over all devices.
         input_size: Side S of the images served, 8 to 384 pixels; below 384 they are reduced with antialiasing.
-        half_size_epochs: The first epochs train at half the input size, at about a third of the cost (progressive
+        half_size_epochs: The first epochs train at half the input size, at less than half the cost (progressive
             resizing); validation and testing always see the whole size.
         num_workers: Processes that prepare batches, per device.
         augment: Random changes of training images.
