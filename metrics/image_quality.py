@@ -1,8 +1,9 @@
-"""PSNR and SSIM as the face super-resolution literature reports them: on luma, without the border, mean over images.
+"""PSNR and SSIM as the face super-resolution literature reports them: on luma, without the border, one value per image.
 
 Luma is Y of BT.601 YCbCr (16 ... 235), rounded to 8 bits as Matlab's `rgb2ycbcr` does, and 8 pixels at each border are
-left out. Every image has its own value, and the metric is their mean; pooling the squared error over the whole set
+left out. The figure of a data set is the mean over its images (`MeanPerImage`); pooling the squared error over the set
 instead, as `torchmetrics.image.PeakSignalNoiseRatio` does, gives another number (several dB lower on mixed faces).
+The same on RGB serves for comparison with work that reports it.
 
 The published DIC computes SSIM on 8-bit luma that wraps around when it is multiplied by 255, hence on inverted images
 (+0.002); that slip is not followed.
@@ -16,8 +17,6 @@ IEEE TIP 2004.
 import torch
 from torch import Tensor
 from torch.nn.functional import conv2d
-
-from metrics.per_image import MeanPerImage
 
 BORDER = 8
 _LUMA_WEIGHTS = (65.481, 128.553, 24.966)  # of R, G, B in [0, 1]
@@ -40,13 +39,9 @@ def luma(images: Tensor, rounded: bool = True) -> Tensor:
         TypeError: `images` is not uint8 (the metrics are defined on 8-bit images).
         ValueError: `images` is not B,3,H,W.
     """
-    if images.dtype != torch.uint8:
-        raise TypeError(f"image metrics take uint8 images, got {images.dtype}; round them first")
-    if images.ndim != 4 or images.shape[1] != 3:
-        raise ValueError(f"image metrics take RGB images of shape (batch, 3, height, width), got {tuple(images.shape)}")
     # In float64 and divided last, or luma that lies halfway between two levels rounds to the wrong one.
     weights = torch.tensor(_LUMA_WEIGHTS, device=images.device, dtype=torch.float64).view(1, 3, 1, 1)
-    y = (images.double() * weights).sum(1, keepdim=True) / 255 + _LUMA_OFFSET
+    y = (_channels(images) * weights).sum(1, keepdim=True) / 255 + _LUMA_OFFSET
     return y.round() if rounded else y
 
 
@@ -65,9 +60,12 @@ def psnr_y(prediction: Tensor, target: Tensor, border: int = BORDER, rounded: bo
     Raises:
         ValueError: shapes differ, or nothing is left inside the border.
     """
-    ours, theirs = _inner_luma(prediction, target, border, smallest=1, rounded=rounded)
-    error = (ours - theirs).square().mean(dim=(1, 2, 3))
-    return (10 * torch.log10(255.0**2 / error)).float()
+    return _psnr(*_inner(luma(prediction, rounded), luma(target, rounded), border, smallest=1))
+
+
+def psnr_rgb(prediction: Tensor, target: Tensor, border: int = BORDER) -> Tensor:
+    """As `psnr_y`, the error taken over the three channels of RGB together."""
+    return _psnr(*_inner(_channels(prediction), _channels(target), border, smallest=1))
 
 
 def ssim_y(prediction: Tensor, target: Tensor, border: int = BORDER, rounded: bool = True) -> Tensor:
@@ -88,8 +86,42 @@ def ssim_y(prediction: Tensor, target: Tensor, border: int = BORDER, rounded: bo
     Raises:
         ValueError: shapes differ, or the window does not fit inside the border.
     """
-    x, y = _inner_luma(prediction, target, border, smallest=_WINDOW_SIZE, rounded=rounded)
-    # Variances are differences of large squares, which float32 would not resolve in flat regions; luma is float64.
+    return _ssim(*_inner(luma(prediction, rounded), luma(target, rounded), border, smallest=_WINDOW_SIZE))
+
+
+def ssim_rgb(prediction: Tensor, target: Tensor, border: int = BORDER) -> Tensor:
+    """As `ssim_y`, the mean of the values of the three channels of RGB."""
+    return _ssim(*_inner(_channels(prediction), _channels(target), border, smallest=_WINDOW_SIZE))
+
+
+def _channels(images: Tensor) -> Tensor:
+    """Checked RGB images as float64 B,3,H,W."""
+    if images.dtype != torch.uint8:
+        raise TypeError(f"image metrics take uint8 images, got {images.dtype}; round them first")
+    if images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(f"image metrics take RGB images of shape (batch, 3, height, width), got {tuple(images.shape)}")
+    return images.double()
+
+
+def _inner(prediction: Tensor, target: Tensor, border: int, smallest: int) -> tuple[Tensor, Tensor]:
+    if prediction.shape != target.shape:
+        raise ValueError(f"image shapes differ: {tuple(prediction.shape)} and {tuple(target.shape)}")
+    height, width = target.shape[-2:]
+    if min(height, width) - 2 * border < smallest:
+        raise ValueError(
+            f"images of {height} x {width} pixels leave less than {smallest} x {smallest} inside a border of {border}"
+        )
+    inner = (..., slice(border, height - border), slice(border, width - border))
+    return prediction[inner], target[inner]
+
+
+def _psnr(prediction: Tensor, target: Tensor) -> Tensor:
+    error = (prediction - target).square().mean(dim=(1, 2, 3))
+    return (10 * torch.log10(255.0**2 / error)).float()
+
+
+def _ssim(x: Tensor, y: Tensor) -> Tensor:
+    # Variances are differences of large squares, which float32 would not resolve in flat regions; these are float64.
     window = _gaussian_window(x)
     mean_x, mean_y, mean_xx, mean_yy, mean_xy = (_blur(image, window) for image in (x, y, x * x, y * y, x * y))
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
@@ -100,18 +132,6 @@ def ssim_y(prediction: Tensor, target: Tensor, border: int = BORDER, rounded: bo
     return (numerator / denominator).mean(dim=(1, 2, 3)).float()
 
 
-def _inner_luma(prediction: Tensor, target: Tensor, border: int, smallest: int, rounded: bool) -> tuple[Tensor, Tensor]:
-    if prediction.shape != target.shape:
-        raise ValueError(f"image shapes differ: {tuple(prediction.shape)} and {tuple(target.shape)}")
-    height, width = target.shape[-2:]
-    if min(height, width) - 2 * border < smallest:
-        raise ValueError(
-            f"images of {height} x {width} pixels leave less than {smallest} x {smallest} inside a border of {border}"
-        )
-    inner = (..., slice(border, height - border), slice(border, width - border))
-    return luma(prediction, rounded)[inner], luma(target, rounded)[inner]
-
-
 def _gaussian_window(like: Tensor) -> Tensor:
     offsets = torch.arange(_WINDOW_SIZE, device=like.device, dtype=like.dtype) - _WINDOW_SIZE // 2
     weights = torch.exp(-offsets.square() / (2 * _WINDOW_SIGMA**2))
@@ -119,23 +139,7 @@ def _gaussian_window(like: Tensor) -> Tensor:
 
 
 def _blur(images: Tensor, window: Tensor) -> Tensor:
-    """Separable filter, only where the window fits: B,1,H,W -> B,1,H-10,W-10."""
-    return conv2d(conv2d(images, window.view(1, 1, 1, -1)), window.view(1, 1, -1, 1))
-
-
-class LumaPSNR(MeanPerImage):
-    """Mean over images of `psnr_y`, in dB."""
-
-    higher_is_better = True
-
-    def values(self, prediction: Tensor, target: Tensor) -> Tensor:
-        return psnr_y(prediction, target)
-
-
-class LumaSSIM(MeanPerImage):
-    """Mean over images of `ssim_y`."""
-
-    higher_is_better = True
-
-    def values(self, prediction: Tensor, target: Tensor) -> Tensor:
-        return ssim_y(prediction, target)
+    """Separable filter, only where the window fits: B,C,H,W -> B,C,H-10,W-10."""
+    planes = images.flatten(0, 1)[:, None]
+    blurred = conv2d(conv2d(planes, window.view(1, 1, 1, -1)), window.view(1, 1, -1, 1))
+    return blurred.unflatten(0, images.shape[:2])[:, :, 0]

@@ -9,8 +9,6 @@ Source: Sagonas et al., 300 Faces in-the-Wild Challenge: The First Facial Landma
 
 from torch import Tensor
 
-from metrics.per_image import MeanPerImage
-
 OUTER_EYE_CORNERS = (36, 45)
 
 
@@ -37,12 +35,3 @@ def nme_interocular(prediction: Tensor, target: Tensor) -> Tensor:
         bad = int((interocular == 0).nonzero()[0])
         raise ValueError(f"face {bad} of the batch: outer eye corners (points 36 and 45) coincide, NME is undefined")
     return (prediction - target).norm(dim=-1).mean(dim=-1) / interocular
-
-
-class InterocularNME(MeanPerImage):
-    """Mean over faces of `nme_interocular`."""
-
-    higher_is_better = False
-
-    def values(self, prediction: Tensor, target: Tensor) -> Tensor:
-        return nme_interocular(prediction, target)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from metrics.landmarks import InterocularNME, nme_interocular
+from metrics.landmarks import nme_interocular
+from metrics.per_image import MeanPerImage
 
 REAL_GOLDEN = Path(__file__).parents[2].parent / "shared" / "golden" / "dic_data.npz"  # real faces: not in the project
 
@@ -32,7 +33,7 @@ def test_nme_averages_distances_over_points_and_faces() -> None:
     true = _faces()
     found = true.clone()
     found[0, 0, 0] += 68.0  # one point of 68, by 68 pixels: mean 1
-    metric = InterocularNME()
+    metric = MeanPerImage(nme_interocular)
     metric.update(found[:1], true[:1])
     metric.update(found[1:], true[1:])
     assert metric.compute().item() == pytest.approx((1 / 50 + 0) / 2)
