@@ -1,4 +1,4 @@
-"""Reading folders of face images with `.pts` landmarks, and cutting the faces out.
+"""Reading images and `.pts` landmarks, and cutting the faces out.
 
 The `.pts` format of the iBUG annotations:
 
@@ -10,11 +10,12 @@ The `.pts` format of the iBUG annotations:
     }
 """
 
+import hashlib
 import math
-import os
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,30 +24,44 @@ from PIL import Image
 from models.heatmaps import NUM_LANDMARKS
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
+OUTSIDE_LIMIT = 0.25  # of the image's width or height, by which a landmark may lie outside; real faces stay far below
 _EIGHT_BIT_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr")
 
+Reason = Literal[
+    "unreadable image",
+    "unreadable landmarks",
+    "wrong number of landmarks",
+    "landmarks outside the image",
+    "face too small",
+    "image without landmarks",
+    "landmarks without image",
+]
+ReadLandmarks = Callable[[], NDArray[np.float64]]  # 68,2 zero-based pixels, or a FaceError
+
+
+class FaceError(ValueError):
+    """One face cannot be used; the message names the file, or the row of an annotation file."""
+
+    def __init__(self, reason: Reason, message: str) -> None:
+        super().__init__(message)
+        self.reason: Reason = reason
+
 
 @dataclass(frozen=True)
-class FaceSet:
-    """Cropped faces in memory.
+class Face:
+    """A face that was cut out.
 
     Attributes:
-        names: file names without suffix, sorted; N of them.
-        images: uint8 N,H,H,3, RGB.
-        landmarks: float32 N,68,2, (x, y) in pixels of the crop, zero-based.
-        summary: one line on what was kept and what was left out, and why.
+        image: uint8 H,H,3, RGB.
+        landmarks: float32 68,2, (x, y) in pixels of the crop, zero-based.
+        crop_side: side of the square that was cut out, in pixels of the original image.
+        digest: hash of the image's pixels, 32 hexadecimal digits.
     """
 
-    names: list[str]
-    images: NDArray[np.uint8]
-    landmarks: NDArray[np.float32]
-    summary: str
-
-
-@dataclass(frozen=True)
-class _Face:
     image: NDArray[np.uint8]
     landmarks: NDArray[np.float32]
+    crop_side: float
+    digest: str
 
 
 def read_pts(path: Path) -> NDArray[np.float64]:
@@ -56,22 +71,31 @@ def read_pts(path: Path) -> NDArray[np.float64]:
         float64 68,2, (x, y) in image pixels, zero-based (the file's values minus one).
 
     Raises:
-        ValueError: the file is not 68 finite points in the iBUG format; names file, line and content.
+        FaceError: the file is not 68 finite points in the iBUG format; names file, line and content.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError:
-        raise ValueError(f"{path}: not a text file, expected iBUG landmarks ('version: 1', ...)") from None
+        raise _unreadable(f"{path}: not a text file, expected iBUG landmarks ('version: 1', ...)") from None
+    except OSError as error:
+        raise _unreadable(f"{path}: cannot be read ({error})") from error
     rows = [(number, line.strip()) for number, line in enumerate(lines, start=1) if line.strip()]
     _check_header(path, rows)
     body = rows[3:]
     if not body or body[-1][1] != "}":
         number, text = rows[-1]
-        raise ValueError(f"{path}, line {number}: the file ends with {text!r}, expected a closing '}}'")
+        raise _unreadable(f"{path}, line {number}: the file ends with {text!r}, expected a closing '}}'")
     points = [_parse_point(path, number, text) for number, text in body[:-1]]
     if len(points) != NUM_LANDMARKS:
-        raise ValueError(f"{path}, line {body[-1][0]}: {len(points)} points before '}}', expected {NUM_LANDMARKS}")
+        raise FaceError(
+            "wrong number of landmarks",
+            f"{path}, line {body[-1][0]}: {len(points)} points before '}}', expected {NUM_LANDMARKS}",
+        )
     return np.array(points, dtype=np.float64) - 1
+
+
+def _unreadable(message: str) -> FaceError:
+    return FaceError("unreadable landmarks", message)
 
 
 def _check_header(path: Path, rows: list[tuple[int, str]]) -> None:
@@ -79,10 +103,14 @@ def _check_header(path: Path, rows: list[tuple[int, str]]) -> None:
     expected = ("version: 1", f"n_points: {NUM_LANDMARKS}", "{")
     for position, wanted in enumerate(expected):
         if position >= len(rows):
-            raise ValueError(f"{path}: the file ends after {position} lines, expected {wanted!r} next")
+            raise _unreadable(f"{path}: the file ends after {position} lines, expected {wanted!r} next")
         number, text = rows[position]
         if text.replace(" ", "") != wanted.replace(" ", ""):
-            raise ValueError(f"{path}, line {number}: found {text!r}, expected {wanted!r}")
+            other_number = position == 1 and text.startswith("n_points")
+            raise FaceError(
+                "wrong number of landmarks" if other_number else "unreadable landmarks",
+                f"{path}, line {number}: found {text!r}, expected {wanted!r}",
+            )
 
 
 def _parse_point(path: Path, number: int, text: str) -> tuple[float, float]:
@@ -91,7 +119,7 @@ def _parse_point(path: Path, number: int, text: str) -> tuple[float, float]:
     except ValueError:
         x = y = math.nan
     if not (math.isfinite(x) and math.isfinite(y)):
-        raise ValueError(f"{path}, line {number}: found {text!r}, expected two finite numbers 'x y'")
+        raise _unreadable(f"{path}, line {number}: found {text!r}, expected two finite numbers 'x y'")
     return x, y
 
 
@@ -99,15 +127,16 @@ def read_image(path: Path) -> Image.Image:
     """Open an 8-bit image as RGB.
 
     Raises:
-        ValueError: the file is damaged, no image, or has more than 8 bits per channel.
+        FaceError: the file is damaged, no image, or has more than 8 bits per channel.
     """
     try:
         with Image.open(path) as image:
-            if image.mode not in _EIGHT_BIT_MODES:
-                raise ValueError(f"{path}: pixel format {image.mode!r}, expected 8 bits per channel")
-            return image.convert("RGB")
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path}: not a readable image ({error})") from error
+            if image.mode in _EIGHT_BIT_MODES:
+                return image.convert("RGB")
+            problem = f"pixel format {image.mode!r}, expected 8 bits per channel"
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        problem = f"not a readable image ({error})"
+    raise FaceError("unreadable image", f"{path}: {problem}")
 
 
 def crop_face(
@@ -142,79 +171,39 @@ def crop_face(
     return np.asarray(crop), moved.astype(np.float32)
 
 
-def load_faces(root: Path, size: int, margin: float, min_face_size: int) -> FaceSet:
-    """Read a folder of faces, crop them, and say what was kept.
-
-    Images without a `.pts` file and faces that are too small are left out and counted; anything damaged is an error.
+def cut_face(path: Path, read_landmarks: ReadLandmarks, size: int, margin: float, min_face_size: float) -> Face:
+    """Read, check and crop one face.
 
     Args:
-        root: folder with images and `.pts` files.
-        size: side of the crops in pixels.
+        path: the image.
+        read_landmarks: reads its landmarks.
+        size: side of the crop in pixels.
         margin: see `crop_face`.
         min_face_size: smallest side of the crop square in original pixels.
 
     Raises:
-        ValueError: the folder is missing or gives no face; a `.pts` file has no image, or more than one; a file is
-            damaged; landmarks lie further outside an image than the image is large, or all on one point.
+        FaceError: the face cannot be used, with the reason.
     """
-    images, pts = _list_files(root)
-    names = sorted(pts)
-    workers = min(8, os.cpu_count() or 1)  # threads: PIL decodes and resizes without holding the interpreter lock
-    with ThreadPoolExecutor(workers) as pool:
-        faces = list(pool.map(lambda name: _load_face(images[name], pts[name], size, margin, min_face_size), names))
-    kept = [(name, face) for name, face in zip(names, faces, strict=True) if face is not None]
-    unmarked = len(set(images) - set(pts))
-    summary = (
-        f"{root}: {len(kept)} faces kept; left out {len(names) - len(kept)} with a crop below {min_face_size} px"
-        f" and {unmarked} images without a .pts file"
-    )
-    if not kept:
-        raise ValueError(f"no face left to use. {summary}")
-    return FaceSet(
-        names=[name for name, _ in kept],
-        images=np.stack([face.image for _, face in kept]),
-        landmarks=np.stack([face.landmarks for _, face in kept]),
-        summary=summary,
-    )
-
-
-def _list_files(root: Path) -> tuple[dict[str, Path], dict[str, Path]]:
-    """Images and landmark files by name without suffix."""
-    if not root.is_dir():
-        raise ValueError(f"folder of faces not found: {root.resolve()}")
-    images: dict[str, Path] = {}
-    pts: dict[str, Path] = {}
-    for path in sorted(root.iterdir()):
-        suffix = path.suffix.lower()
-        if suffix == ".pts":
-            pts[path.stem] = path
-        elif suffix in IMAGE_SUFFIXES:
-            if path.stem in images:
-                raise ValueError(f"two images for one face: {images[path.stem]} and {path.name}")
-            images[path.stem] = path
-    if not pts:
-        raise ValueError(f"no .pts files in {root.resolve()}; expected NAME.pts beside NAME{IMAGE_SUFFIXES[0]}")
-    for name in pts:
-        if name not in images:
-            raise ValueError(f"{pts[name]}: no image of that name beside it (looked for {', '.join(IMAGE_SUFFIXES)})")
-    return images, pts
-
-
-def _load_face(image_path: Path, pts_path: Path, size: int, margin: float, min_face_size: int) -> _Face | None:
-    """Read and crop one face; None if it is too small."""
-    landmarks = read_pts(pts_path)
+    landmarks = read_landmarks()
     side = float(np.ptp(landmarks, axis=0).max()) * margin
     if side == 0:
-        raise ValueError(f"{pts_path}: all {NUM_LANDMARKS} landmarks lie on one point")
+        raise _unreadable(f"{path}: all {NUM_LANDMARKS} landmarks lie on one point")
     if side < min_face_size:
-        return None
-    image = read_image(image_path)
-    extent = np.array(image.size)
-    outside = (landmarks < -extent).any(axis=1) | (landmarks > 2 * extent).any(axis=1)
-    if outside.any():
-        point = int(outside.argmax())
-        x, y = landmarks[point] + 1
-        raise ValueError(
-            f"{pts_path}: point {point} at ({x:g}, {y:g}) lies far outside the image of {extent[0]} x {extent[1]} px"
+        raise FaceError("face too small", f"{path}: the crop has a side of {side:.1f} px, asked for {min_face_size}")
+    image = read_image(path)
+    _check_inside(path, landmarks, image.size)
+    crop, moved = crop_face(image, landmarks, size, margin)
+    return Face(crop, moved, side, hashlib.sha256(crop.tobytes()).hexdigest()[:32])
+
+
+def _check_inside(path: Path, landmarks: NDArray[np.float64], size: tuple[int, int]) -> None:
+    extent = np.array(size)
+    beyond = np.maximum(-0.5 - landmarks, landmarks - (extent - 0.5)) / extent
+    if beyond.max() > OUTSIDE_LIMIT:
+        point = int(beyond.max(axis=1).argmax())
+        x, y = landmarks[point]
+        raise FaceError(
+            "landmarks outside the image",
+            f"{path}: point {point} at zero-based ({x:g}, {y:g}) lies more than {OUTSIDE_LIMIT:.0%} outside the image"
+            f" of {size[0]} x {size[1]} px",
         )
-    return _Face(*crop_face(image, landmarks, size, margin))

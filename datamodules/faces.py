@@ -1,9 +1,14 @@
 """Faces with 68 landmarks, for training and validating generators.
 
-A data set is a folder of images (`.jpg`, `.jpeg`, `.png`, `.bmp`), each beside a `.pts` file of the same name in the
-iBUG format (68 one-based points). Every face is cut out once, as a square around its landmarks, and kept in memory as
-an 8-bit array: 870 faces of 128 pixels are 43 MB. Low-resolution images and heatmaps are made from whole batches, on
-the device that trains.
+A data set is a folder of either kind:
+
+- images (`.jpg`, `.jpeg`, `.png`, `.bmp`), each beside a `.pts` file of the same name in the iBUG format (68 one-based
+  points). Every face is cut out once, as a square around its landmarks, and kept in memory as an 8-bit array: 870
+  faces of 128 pixels are 43 MB. A damaged file is an error.
+- faces that `prepare.py` has cut out: they stay on disk, memory-mapped, however many there are.
+
+Low-resolution images and heatmaps are made from whole batches, on the device that trains, and so are the random changes
+of `datamodules.face_augmentation`.
 
 Shapes: B batch, H = W high resolution (`hr_size`), h = w = H / 8 low resolution.
 Batches: `hr` uint8 B,3,H,H; `landmarks` float32 B,68,2, (x, y) in HR pixels, whole numbers at pixel centres;
@@ -16,79 +21,97 @@ from pathlib import Path
 import lightning as L
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules.face_files import FaceSet, load_faces
+from datamodules.face_augmentation import LandmarkAugmentation
+from datamodules.face_pack import check_crop, is_prepared, open_faces
+from datamodules.face_sets import FaceSet, hold_out, load_faces, refuse_shared
 from datamodules.files import is_synthetic
 from datamodules.samplers import EpochSampler
 from models.dic import SCALE
-from models.heatmaps import FLIP_INDEX, HEATMAP_STRIDE, landmarks_to_heatmaps
+from models.heatmaps import HEATMAP_STRIDE, landmarks_to_heatmaps
 from models.resampling import resize_bicubic
 
 
 class FaceDataset(Dataset[dict[str, Tensor]]):
-    """Faces of a `FaceSet`, addressed by (epoch, index); a flip depends on these two and the seed, and nothing else.
+    """Faces of a `FaceSet`, addressed by (epoch, index), with what is drawn for them from these two and the seed.
 
     Args:
-        faces: what `load_faces` returned.
-        flip: mirror half of the faces, another half in each epoch.
-        seed: of the coin.
+        faces: the faces.
+        augmentation: what draws; None: faces are served as they are.
+        seed: of the draws.
     """
 
-    def __init__(self, faces: FaceSet, flip: bool, seed: int) -> None:
+    def __init__(self, faces: FaceSet, augmentation: LandmarkAugmentation | None = None, seed: int = 0) -> None:
         self.faces = faces
-        self.flip = flip
+        self.augmentation = augmentation
         self.seed = seed
 
     def __len__(self) -> int:
-        return len(self.faces.names)
+        return len(self.faces)
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Tensor]:
         epoch, index = key
-        image, landmarks = self.faces.images[index], self.faces.landmarks[index]
-        if self.flip and np.random.default_rng((self.seed, epoch, index)).random() < 0.5:
-            image, landmarks = flip_face(image, landmarks)
-        return {
+        image = self.faces.images[index]
+        sample = {
             "hr": torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
-            "landmarks": torch.from_numpy(landmarks),
+            "landmarks": torch.from_numpy(self.faces.landmarks[index]),
             "index": torch.tensor(index),
         }
+        if self.augmentation is not None:
+            sample |= self.augmentation.draw(self.seed, epoch, index, lr_size=len(image) // SCALE)
+        return sample
 
 
-def flip_face(
-    image: NDArray[np.uint8], landmarks: NDArray[np.float32]
-) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Mirror a face (H,W,3) with its landmarks (68,2); the numpy twin of `models.heatmaps.flip_landmarks`."""
-    mirrored = landmarks[list(FLIP_INDEX)]
-    mirrored[:, 0] = image.shape[1] - 1 - mirrored[:, 0]
-    return image[:, ::-1], mirrored
+def complete_batch(batch: dict[str, Tensor], augmentation: LandmarkAugmentation | None = None) -> dict[str, Tensor]:
+    """Change a batch as was drawn for it, and add the network's input (`lr`) and its heatmap target (`heatmaps`).
 
-
-def add_lr_and_heatmaps(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Add the network's input (`lr`) and its heatmap target (`heatmaps`) to a batch; see the file's docstring."""
-    side = batch["hr"].shape[-1]
-    batch["lr"] = resize_bicubic(batch["hr"], side // SCALE).float() / 255
-    batch["heatmaps"] = landmarks_to_heatmaps(batch["landmarks"] / HEATMAP_STRIDE, side // HEATMAP_STRIDE)
-    return batch
+    Args:
+        batch: what `FaceDataset` serves, collated; see the file's docstring.
+        augmentation: what drew; without `draws` in the batch it is not used.
+    """
+    hr, landmarks = batch["hr"], batch["landmarks"]
+    side = hr.shape[-1]
+    draws = batch.get("draws")
+    if augmentation is not None and draws is not None:
+        hr, landmarks = augmentation.change_faces(hr, landmarks, draws)
+    lr = resize_bicubic(hr, side // SCALE)
+    if augmentation is not None and draws is not None:
+        lr = augmentation.degrade(lr, draws, batch.get("noise"))
+    return {
+        "hr": hr,
+        "landmarks": landmarks,
+        "index": batch["index"],
+        "lr": lr.float() / 255,
+        "heatmaps": landmarks_to_heatmaps(landmarks / HEATMAP_STRIDE, side // HEATMAP_STRIDE),
+    }
 
 
 class FaceLandmarkDataModule(L.LightningDataModule):
-    """Serves faces with landmarks from a training and a validation folder.
+    """Serves faces with landmarks from a training and a validation folder, or from two parts of one.
+
+    Training and validation never share a photograph (`datamodules.face_sets.photograph`) or a face's exact pixels:
+    that is an error, except with generated faces, whose names are mere numbers.
 
     Args:
-        train_root: folder of the training faces.
-        val_root: folder of the validation faces; never mirrored, always in the same order.
+        train_root: folder of the training faces: images with `.pts`, or prepared by `prepare.py`.
+        val_root: folder of the validation faces, of either kind; never changed, always in the same order. None: they
+            are held out of `train_root`.
+        val_fraction: share of the photographs of `train_root` that is held out, between 0 and 1. Which ones depends on
+            their names alone. To be given if and only if `val_root` is None.
         hr_size: side of the high-resolution faces in pixels, a multiple of 64 (LR sides have to be multiples of 8).
+            Prepared faces must have it.
         batch_size: faces per optimiser step over all devices; it must divide evenly among them.
-        num_workers: loading processes. Faces are in memory already, so none are needed; on few cores they only
-            compete with the training.
-        crop_margin: side of the square crop over the larger side of the landmarks' bounding box.
+        num_workers: loading processes. Reading a face is a copy from memory, so none are needed; on few cores they
+            only compete with the training.
+        crop_margin: side of the square crop over the larger side of the landmarks' bounding box. Prepared faces must
+            have been cut out with it.
         min_face_size: training faces whose crop is smaller than this many original pixels are left out.
         val_min_face_size: the same for validation faces.
-        flip: mirror training faces at random.
-        seed: of order and mirroring, both functions of (seed, epoch) or (seed, epoch, index).
+        augment: random changes of training faces.
+        augmentation: what they are; by default the mirror image of half of the faces.
+        seed: of order and changes, functions of (seed, epoch) and (seed, epoch, index).
 
     Raises:
         ValueError: a size is impossible; or, from `setup`, a folder or file is not what it should be.
@@ -97,28 +120,32 @@ class FaceLandmarkDataModule(L.LightningDataModule):
     def __init__(
         self,
         train_root: str,
-        val_root: str,
+        val_root: str | None = None,
+        val_fraction: float | None = None,
         hr_size: int = 128,
         batch_size: int = 8,
         num_workers: int = 0,
         crop_margin: float = 1.3,
         min_face_size: int = 0,
         val_min_face_size: int = 100,
-        flip: bool = True,
+        augment: bool = True,
+        augmentation: LandmarkAugmentation | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if hr_size < 64 or hr_size % 64:
-            raise ValueError(f"hr_size must be a positive multiple of 64 pixels, got {hr_size}")
+        check_crop(hr_size, crop_margin)
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        if not crop_margin >= 1:
-            raise ValueError(f"crop_margin must be at least 1 (the landmarks' own box), got {crop_margin}")
-        self.train_root, self.val_root = train_root, val_root
+        if (val_root is None) == (val_fraction is None):
+            raise ValueError(f"give either val_root or val_fraction, got {val_root!r} and {val_fraction!r}")
+        if val_fraction is not None and not 0 < val_fraction < 1:
+            raise ValueError(f"val_fraction must lie between 0 and 1, got {val_fraction}")
+        self.train_root, self.val_root, self.val_fraction = train_root, val_root, val_fraction
         self.hr_size, self.crop_margin = hr_size, crop_margin
         self.min_face_size, self.val_min_face_size = min_face_size, val_min_face_size
         self.batch_size, self.num_workers = batch_size, num_workers
-        self.flip, self.seed = flip, seed
+        self.augmentation = (augmentation or LandmarkAugmentation()) if augment else None
+        self.seed = seed
         self.synthetic = is_synthetic(train_root)
         self.train_set: FaceDataset | None = None
         self.val_set: FaceDataset | None = None
@@ -132,21 +159,28 @@ class FaceLandmarkDataModule(L.LightningDataModule):
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the cropped faces and landmarks, training and validation."""
+        """Hash of the cropped faces and landmarks, training and validation; the same for raw and prepared folders."""
         self.setup("fit")
-        digest = hashlib.sha256()
-        for dataset in (self.train_set, self.val_set):
-            if dataset is not None:
-                digest.update(np.ascontiguousarray(dataset.faces.images).tobytes())
-                digest.update(np.ascontiguousarray(dataset.faces.landmarks).tobytes())
-        return digest.hexdigest()[:16]
+        parts = [dataset.faces.fingerprint for dataset in (self.train_set, self.val_set) if dataset is not None]
+        return hashlib.sha256("".join(parts).encode()).hexdigest()[:16]
 
     def setup(self, stage: str) -> None:
-        """Read and crop the faces that `stage` needs, once."""
-        if stage == "fit" and self.train_set is None:
-            self.train_set = FaceDataset(self._load(self.train_root, self.min_face_size), self.flip, self.seed)
-        if self.val_set is None:
-            self.val_set = FaceDataset(self._load(self.val_root, self.val_min_face_size), False, self.seed)
+        """Read or open the faces that `stage` needs, once."""
+        if self.val_set is not None and (self.train_set is not None or stage != "fit"):
+            return
+        if self.val_fraction is not None:
+            training, validation = self._split(self.val_fraction)
+            self._serve(validation, training)
+        elif self.val_root is not None:
+            validation = self.val_set.faces if self.val_set else self._load(self.val_root, self.val_min_face_size)
+            self._serve(validation, self._load(self.train_root, self.min_face_size) if stage == "fit" else None)
+
+    def _serve(self, validation: FaceSet, training: FaceSet | None) -> None:
+        if training is not None:
+            if not self.synthetic:
+                refuse_shared(training, validation)
+            self.train_set = FaceDataset(training, self.augmentation, self.seed)
+        self.val_set = FaceDataset(validation)
 
     def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         return self._loader(self.train_set, training=True)
@@ -159,13 +193,34 @@ class FaceLandmarkDataModule(L.LightningDataModule):
         return self.val_dataloader()
 
     def on_after_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int) -> dict[str, Tensor]:
-        return add_lr_and_heatmaps(batch)
+        return complete_batch(batch, self.augmentation)
 
     def _load(self, root: str, min_face_size: int) -> FaceSet:
-        faces = load_faces(Path(root), self.hr_size, self.crop_margin, min_face_size)
-        if self.trainer is None or self.trainer.is_global_zero:
-            print(faces.summary, flush=True)
+        """The faces of a folder of either kind."""
+        if is_prepared(Path(root)):
+            faces = open_faces(Path(root), self.hr_size, self.crop_margin).at_least(min_face_size)
+        else:
+            faces = load_faces(Path(root), self.hr_size, self.crop_margin, min_face_size)
+        self._say(faces.summary)
         return faces
+
+    def _split(self, fraction: float) -> tuple[FaceSet, FaceSet]:
+        """Training and validation faces out of one folder."""
+        faces = self._load(self.train_root, min(self.min_face_size, self.val_min_face_size))
+        held_out = hold_out(faces.names, fraction)
+        trained = ~held_out & (faces.crop_sides >= self.min_face_size)
+        validated = held_out & (faces.crop_sides >= self.val_min_face_size)
+        if not trained.any() or not validated.any():
+            raise ValueError(
+                f"val_fraction {fraction} of {self.train_root} leaves {trained.sum()} faces for training and"
+                f" {validated.sum()} for validation; change it, or give val_root"
+            )
+        self._say(f"{self.train_root}: {trained.sum()} faces for training, {validated.sum()} for validation")
+        return faces.select(trained, ""), faces.select(validated, "")
+
+    def _say(self, summary: str) -> None:
+        if self.trainer is None or self.trainer.is_global_zero:
+            print(summary, flush=True)
 
     def _loader(self, dataset: FaceDataset | None, training: bool) -> DataLoader[dict[str, Tensor]]:
         if dataset is None:

@@ -4,28 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 from PIL import Image
 
-from datamodules.face_files import crop_face, load_faces, read_pts
-
-
-def _points(seed: int = 0) -> NDArray[np.float64]:
-    """68 zero-based points whose bounding box is exactly x 20-80, y 30-70."""
-    points = np.random.default_rng(seed).uniform((20, 30), (80, 70), (68, 2))
-    points[0], points[1] = (20, 30), (80, 70)
-    return points
-
-
-def _write_pts(path: Path, points: NDArray[np.float64]) -> None:
-    rows = "\n".join(f"{x} {y}" for x, y in points + 1)  # one-based
-    path.write_text(f"version: 1\nn_points: 68\n{{\n{rows}\n}}\n")
-
-
-def _write_face(folder: Path, name: str, points: NDArray[np.float64], side: int = 100) -> None:
-    pixels = np.random.default_rng(1).integers(0, 256, (side, side, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(folder / f"{name}.png")
-    _write_pts(folder / f"{name}.pts", points)
+from datamodules.face_files import crop_face, read_pts
+from datamodules.face_sets import load_faces
+from tests.datamodules.face_writers import points as _points
+from tests.datamodules.face_writers import write_face as _write_face
+from tests.datamodules.face_writers import write_pts as _write_pts
 
 
 def test_points_become_zero_based(tmp_path: Path) -> None:
@@ -103,7 +88,9 @@ def test_folder_is_read_and_counted(tmp_path: Path) -> None:
     Image.new("L", (50, 50)).save(tmp_path / "unmarked.bmp")
     faces = load_faces(tmp_path, size=32, margin=1.3, min_face_size=50)
     assert faces.names == ["a", "b"]
-    assert faces.images.shape == (2, 32, 32, 3) and faces.images.dtype == np.uint8
+    images = np.asarray(faces.images)
+    assert images.shape == (2, 32, 32, 3) and images.dtype == np.uint8
+    assert faces.crop_sides.tolist() == pytest.approx([78, 78])
     assert faces.landmarks.shape == (2, 68, 2) and faces.landmarks.dtype == np.float32
     assert "2 faces kept; left out 1 with a crop below 50 px and 1 images without a .pts file" in faces.summary
 
@@ -111,7 +98,7 @@ def test_folder_is_read_and_counted(tmp_path: Path) -> None:
 def test_gray_images_become_rgb(tmp_path: Path) -> None:
     _write_pts(tmp_path / "a.pts", _points())
     Image.new("L", (100, 100), 77).save(tmp_path / "a.jpg")
-    assert load_faces(tmp_path, 32, 1.3, 0).images.tolist() == np.full((1, 32, 32, 3), 77).tolist()
+    assert np.asarray(load_faces(tmp_path, 32, 1.3, 0).images).tolist() == np.full((1, 32, 32, 3), 77).tolist()
 
 
 def test_bad_folders_are_refused(tmp_path: Path) -> None:
@@ -120,13 +107,13 @@ def test_bad_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no \.pts files"):
         load_faces(tmp_path, 32, 1.3, 0)
     _write_pts(tmp_path / "a.pts", _points())
-    with pytest.raises(ValueError, match=r"a\.pts: no image of that name"):
+    with pytest.raises(ValueError, match=r"a: has landmarks, but no image of that name"):
         load_faces(tmp_path, 32, 1.3, 0)
     _write_face(tmp_path, "a", _points())
     with pytest.raises(ValueError, match=r"no face left to use.*left out 1 with a crop below 500 px"):
         load_faces(tmp_path, 32, 1.3, 500)
     Image.new("L", (50, 50)).save(tmp_path / "a.bmp")
-    with pytest.raises(ValueError, match=r"two images for one face: .*a\.bmp and a\.png"):
+    with pytest.raises(ValueError, match=r"two entries for one face: a\.bmp and a\.png"):
         load_faces(tmp_path, 32, 1.3, 0)
 
 
@@ -143,10 +130,15 @@ def test_bad_images_are_refused(tmp_path: Path) -> None:
 
 def test_impossible_landmarks_are_refused(tmp_path: Path) -> None:
     far = _points()
-    far[7] = (350, 50)
+    far[7] = (124.4, 50)  # the image ends at 99.5: 24.9 % of its width outside
     _write_face(tmp_path, "a", far)
-    with pytest.raises(ValueError, match=r"a\.pts: point 7 at \(351, 51\) lies far outside the image of 100 x 100 px"):
+    assert load_faces(tmp_path, 32, 1.3, 0).names == ["a"]
+    far[7] = (125, 50)
+    _write_face(tmp_path, "a", far)
+    with pytest.raises(
+        ValueError, match=r"a\.png: point 7 at zero-based \(125, 50\) .* 25% outside .* of 100 x 100 px"
+    ):
         load_faces(tmp_path, 32, 1.3, 0)
     _write_face(tmp_path, "a", np.full((68, 2), 50.0))
-    with pytest.raises(ValueError, match=r"a\.pts: all 68 landmarks lie on one point"):
+    with pytest.raises(ValueError, match=r"a\.png: all 68 landmarks lie on one point"):
         load_faces(tmp_path, 32, 1.3, 0)
