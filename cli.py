@@ -11,11 +11,13 @@ from typing import Any, Literal, NoReturn
 import lightning as L
 import torch
 import wandb
+import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+import folder_upscale
 from callbacks.learning_rate import LearningRate
 from callbacks.log_lines import LogLines
 from callbacks.loggers import MetricsCSV, WandbMode, make_wandb_logger, quieten, wandb_mode
@@ -29,7 +31,8 @@ Command = Literal["train", "test", "upscale"]
 USAGE = {
     "train": "--config FILE [--config FILE ...] [--resume RUN] [--KEY VALUE ...]",
     "test": "--ckpt_path RUN_OR_CHECKPOINT [--split train|val|test] [--KEY VALUE ...]",
-    "upscale": "--config FILE [--config FILE ...] [--KEY VALUE ...]",
+    "upscale": "--config FILE [--config FILE ...] [--KEY VALUE ...]\n"
+    "       upscale.py --ckpt_path RUN_OR_FILE --images FOLDER --out FOLDER [--help]",
 }
 
 
@@ -218,11 +221,20 @@ def train(args: list[str] | None = None) -> Path:
             read_checkpoint(checkpoint)  # a damaged file is named here, before anything starts
         except (FileNotFoundError, ValueError) as error:
             _refuse(error)
-        arguments = ["--config", str(run / "config.yaml"), *arguments]
+        arguments = ["--config", str(run / "config.yaml"), *_nothing_to_start_from(run), *arguments]
     cli = _parse(arguments, "train", run)
     with _finishing(cli):
         cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint, weights_only=True)
     return Path(cli.trainer.default_root_dir)
+
+
+def _nothing_to_start_from(run: Path) -> list[str]:
+    """Overrides with which a run needs no file of an earlier stage: its own checkpoint has all weights."""
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    given = config.get("model", {}).get("init_args", {})
+    return [
+        f"--model.{name}={value}" for name, value in (("initial_weights", "null"), ("weights", "none")) if name in given
+    ]
 
 
 def test(args: list[str] | None = None) -> Path:
@@ -249,20 +261,40 @@ def test(args: list[str] | None = None) -> Path:
 
 
 def upscale(args: list[str] | None = None) -> Path | None:
-    """Enlarges the data set of a classifier configuration into its cache, on any number of devices.
+    """Enlarges the data set of a classifier configuration into its cache, or with ``--images`` a folder of images.
 
     Args:
         args: Command line; None takes ``sys.argv``.
 
     Returns:
-        The folder of the cache, or None where the upscaler needs none.
+        The folder of the cache or of the enlarged images, or None where the upscaler needs no cache.
+
+    Raises:
+        SystemExit: With code 1, if images of the folder had to be skipped.
     """
-    cli = _parse(_arguments(args), "upscale")
+    arguments = _arguments(args)
+    if any(arg.split("=")[0] in folder_upscale.OPTIONS for arg in arguments):
+        return _upscale_folder(arguments)
+    cli = _parse(arguments, "upscale")
     cli.trainer.predict(UpscaleOnly(), datamodule=cli.datamodule)
     folder = cli.datamodule.cache_folder
     if cli.trainer.is_global_zero:
         print(f"enlarged images: {folder}" if folder else f"{cli.datamodule.upscaler.name} needs no cache")
     return folder
+
+
+def _upscale_folder(args: list[str]) -> Path:
+    keep_freed_memory()
+    try:
+        job = folder_upscale.prepare(args)
+    except (ValueError, OSError, MisconfigurationException) as error:
+        _refuse(error)
+    report = folder_upscale.run(job)
+    if not report.finite:
+        _refuse(f"{job.checkpoint}: the generator returned numbers that are not finite; was it trained to its end?")
+    if report.skipped:
+        raise SystemExit(1)
+    return job.options.out
 
 
 @contextmanager
