@@ -1,10 +1,10 @@
-"""Shows how the generator does on a few fixed validation faces, once per validation.
+"""Shows how a generator or hourglass does on a few fixed validation faces, once per validation.
 
-Each face gives one strip: low resolution, bicubic, every step, high resolution, and the last step with the landmarks
-that were found (red) and the true ones (green). The strips go to W&B under fixed keys, so that its slider walks through
-the epochs, and as one picture into the run's folder.
+Each face gives one strip: the pictures that the module returns (low resolution, bicubic, every step, high resolution),
+and one of them with the landmarks that were found (red) and the true ones (green). The strips go to W&B under fixed
+keys, so that its slider walks through the epochs, and as one picture into the run's folder.
 
-Shapes: T steps, H high resolution, h = H/8.
+Shapes: H high resolution.
 """
 
 from pathlib import Path
@@ -20,45 +20,36 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from datamodules.faces import FaceDataset
-from models.dic import SCALE
-from models.resampling import to_uint8
 
 HEADER = 12  # pixels above each panel, for its name
 FOUND_COLOUR, TRUE_COLOUR = (255, 40, 40), (40, 220, 40)
 
 
 def compose_strip(
-    lr: Tensor,
-    bicubic: Tensor,
-    steps: list[Tensor],
-    hr: Tensor,
-    found: Tensor,
-    true: Tensor,
-    synthetic: bool = False,
+    panels: dict[str, Tensor], marked: Tensor, found: Tensor, true: Tensor, synthetic: bool = False
 ) -> NDArray[np.uint8]:
     """Put the pictures of one face side by side.
 
     Args:
-        lr: uint8 3,h,h; shown enlarged without interpolation.
-        bicubic: uint8 3,H,H.
-        steps: T images, uint8 3,H,H.
-        hr: uint8 3,H,H.
-        found: 68,2, (x, y) in HR pixels, of the last step.
+        panels: uint8 3,H,H by title; smaller ones, whose sides divide H, are enlarged without interpolation.
+        marked: uint8 3,H,H, the picture to draw the landmarks on.
+        found: 68,2, (x, y) in HR pixels.
         true: 68,2, in HR pixels.
         synthetic: say that these are generated faces.
 
     Returns:
-        uint8 HEADER + H, (T + 4) * H, 3, RGB.
+        uint8 HEADER + H, (number of panels + 1) * H, 3, RGB.
     """
-    panels = {"LR": lr.repeat_interleave(SCALE, 1).repeat_interleave(SCALE, 2), "bicubic": bicubic}
-    panels |= {f"step {number}": step for number, step in enumerate(steps, start=1)}
-    panels |= {"HR, synthetic data" if synthetic else "HR": hr, "landmarks": steps[-1]}
-    side = hr.shape[-1]
+    panels = panels | {"landmarks": marked}
+    side = marked.shape[-1]
     strip = Image.new("RGB", (side * len(panels), side + HEADER))
     draw = ImageDraw.Draw(strip)
     for column, (title, picture) in enumerate(panels.items()):
-        strip.paste(Image.fromarray(picture.permute(1, 2, 0).cpu().numpy()), (column * side, HEADER))
-        draw.text((column * side + 2, 0), title, fill="white")
+        times = side // picture.shape[-1]
+        enlarged = picture.repeat_interleave(times, 1).repeat_interleave(times, 2)
+        strip.paste(Image.fromarray(enlarged.permute(1, 2, 0).cpu().numpy()), (column * side, HEADER))
+        label = f"{title}, synthetic data" if synthetic and title == "HR" else title
+        draw.text((column * side + 2, 0), label, fill="white")
     last, dot = side * (len(panels) - 1), side // 128  # dots of 2 x 2 pixels at 128
     for points, colour in ((true, TRUE_COLOUR), (found, FOUND_COLOUR)):
         for x, y in points.round().int().tolist():
@@ -70,9 +61,10 @@ def compose_strip(
 class FaceStrip(L.Callback):
     """Writes strips of the same validation faces after every validation.
 
-    For modules whose `validation_step` returns `steps`, `bicubic` and `landmarks` as `DICModule` does. Strips appear as
-    `val/sr/<face>` in W&B, if a WandbLogger is in use, and in `<run folder>/faces/epoch_<number>.png`. With several
-    processes each contributes the faces it was given, and rank 0 writes.
+    For modules whose `validation_step` returns `panels`, `marked` and `landmarks` as `GeneratorModule` does. Strips
+    appear as `val/sr/<face>` in W&B, if a WandbLogger is in use, and together, as a contact sheet, in
+    `<run folder>/faces/epoch_<number>.png`. With several processes each contributes the faces it was given, and rank 0
+    writes.
 
     Args:
         num_faces: how many; they are spread evenly over the validation set.
@@ -114,10 +106,8 @@ class FaceStrip(L.Callback):
         for row, index in enumerate(batch["index"].tolist()):
             if index in self._names:
                 self._strips[self._names[index]] = compose_strip(
-                    lr=to_uint8(batch["lr"][row]),
-                    bicubic=outputs["bicubic"][row],
-                    steps=[step[row] for step in outputs["steps"]],
-                    hr=batch["hr"][row],
+                    panels={title: pictures[row] for title, pictures in outputs["panels"].items()},
+                    marked=outputs["marked"][row],
                     found=outputs["landmarks"][row],
                     true=batch["landmarks"][row],
                     synthetic=trainer.datamodule.synthetic,  # type: ignore[attr-defined]

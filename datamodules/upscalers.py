@@ -104,7 +104,7 @@ class DICUpscaler(Upscaler):
     def __call__(self, images: Tensor) -> Tensor:
         self._network.to(images.device)
         faces = (images.float() / 255).expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
-        with torch.backends.cudnn.flags(allow_tf32=False):  # GPUs and CPUs may fill parts of one cache
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # GPUs and CPUs may fill parts of one cache
             large = self._network.upscale(faces) * 255
         if not large.isfinite().all():
             raise ValueError(

@@ -4,9 +4,53 @@ Functions, not scheduler objects that remember their length, so that a run can b
 """
 
 import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Literal
 
 import lightning as L
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, MultiStepLR
+
+
+@dataclass(frozen=True)
+class Adam:
+    """Adam, and its learning rate from batch to batch.
+
+    Args:
+        learning_rate: the start of `multistep`, the peak of `onecycle`.
+        schedule: `multistep` (as published for DIC: halved at each milestone) or `onecycle` (warm-up, then cosine to
+            nearly zero; for short trainings).
+        milestones: batches after which `multistep` halves the rate.
+        warmup_fraction: part of the training in which `onecycle` rises to its peak.
+        betas: decay rates of the moments.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+
+    learning_rate: float = 1e-4
+    schedule: Literal["multistep", "onecycle"] = "multistep"
+    milestones: tuple[int, ...] = (10_000, 20_000, 40_000, 80_000)
+    warmup_fraction: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.999)
+
+    def __post_init__(self) -> None:
+        if self.learning_rate <= 0:
+            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
+        if not 0 < self.warmup_fraction < 1:
+            raise ValueError(f"warmup_fraction must lie between 0 and 1, got {self.warmup_fraction}")
+
+    def build(
+        self, parameters: Iterable[nn.Parameter], length: Callable[[], int]
+    ) -> tuple[torch.optim.Optimizer, LRScheduler]:
+        """The optimiser, and a scheduler to be stepped after every batch; `length` is asked for `onecycle` only."""
+        optimizer = torch.optim.Adam(parameters, lr=self.learning_rate, betas=self.betas)
+        if self.schedule == "multistep":
+            return optimizer, MultiStepLR(optimizer, milestones=list(self.milestones), gamma=0.5)
+        batches = length()
+        return optimizer, LambdaLR(optimizer, lambda step: one_cycle(step, batches, self.warmup_fraction))
 
 
 def training_length(trainer: L.Trainer) -> int:

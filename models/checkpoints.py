@@ -1,23 +1,19 @@
-"""Reading foreign weights safely: what is in a file, whose network it is, and whether it fits, key by key.
+"""Reading checkpoints safely, the authors' and our own.
 
 Pickle can run code, so every file is read by PyTorch's restricted reader (`weights_only=True`), which admits tensors
 and plain containers. The authors' DIC files also hold training records made of numpy scalars. Their two constructors
 are admitted under numpy's names, but resolve to the inert stand-ins below: the records are dropped, not rebuilt.
 """
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
-
-WEIGHT_KEYS = ("netG", "state_dict", "model")  # where published checkpoints keep the network, first match wins
-MODULE_PREFIX = "module."  # left by DataParallel
-MAX_LISTED_KEYS = 20
-
-Net = TypeVar("Net", bound=nn.Module)
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
 
 
 class CheckpointError(ValueError):
@@ -46,13 +42,14 @@ _STAND_INS = [
 
 
 def read_checkpoint(path: str | Path) -> dict[str, object]:
-    """Read a file written by `torch.save` (either format) without executing anything in it.
+    """Read a file of `torch.save` (either format), or a `.safetensors` file, without executing anything in it.
 
     Args:
         path: the file; tensors are put on the CPU.
 
     Returns:
-        The dictionary that was saved; numpy scalars in it are replaced by None.
+        The dictionary that was saved; numpy scalars in it are replaced by None. Of a `.safetensors` file, the tensors
+        as `state_dict`, beside what its metadata holds.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -63,6 +60,8 @@ def read_checkpoint(path: str | Path) -> dict[str, object]:
     if not path.is_file():
         kind = "it is a folder" if path.is_dir() else "there is no such file"
         raise FileNotFoundError(f"checkpoint {path}: {kind}")
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
     try:
         with torch.serialization.safe_globals(list(_STAND_INS)):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
@@ -71,6 +70,21 @@ def read_checkpoint(path: str | Path) -> dict[str, object]:
     if not isinstance(checkpoint, dict):
         raise CheckpointError(f"checkpoint {path} holds a {type(checkpoint).__name__}; a dictionary is needed")
     return checkpoint
+
+
+def _read_safetensors(path: Path) -> dict[str, object]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = {name: json.loads(value) for name, value in (file.metadata() or {}).items() if name != "format"}
+            return metadata | {"state_dict": {name: file.get_tensor(name) for name in file.keys()}}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"checkpoint {path} cannot be read: it is damaged or incomplete ({error})") from error
+
+
+def safetensors_bytes(weights: Mapping[str, Tensor], metadata: Mapping[str, object]) -> bytes:
+    """What `read_checkpoint` reads back from a `.safetensors` file; `metadata` in JSON types."""
+    tensors = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
+    return save(tensors, {"format": "pt"} | {name: json.dumps(value) for name, value in metadata.items()})
 
 
 def _why_unreadable(path: Path, error: Exception) -> str:
@@ -86,118 +100,3 @@ def _why_unreadable(path: Path, error: Exception) -> str:
         f"checkpoint {path} ({size} bytes) cannot be read: it is not a file of torch.save, is damaged or incomplete, "
         f"or holds more than tensors, plain containers and numpy scalars ({type(error).__name__})"
     )
-
-
-def network_weights(checkpoint: Mapping[str, object], path: str | Path, prefix: str | None = None) -> dict[str, Tensor]:
-    """Find the network's weights in one of the published layouts.
-
-    Args:
-        checkpoint: a state dict, or a dictionary that holds one under one of WEIGHT_KEYS.
-        path: where it came from, for errors.
-        prefix: take the entries whose names start with this, and no others. By default all are taken, with or
-            without `module.` in front.
-
-    Returns:
-        Tensors by key, without prefix.
-
-    Raises:
-        CheckpointError: if nothing of the kind is found, or anything taken is not a floating-point tensor.
-    """
-    weights = next((checkpoint[key] for key in WEIGHT_KEYS if key in checkpoint), checkpoint)
-    if not isinstance(weights, Mapping) or not any(isinstance(value, Tensor) for value in weights.values()):
-        raise CheckpointError(
-            f"checkpoint {path} holds no weights: expected tensors by name, plain or under one of "
-            f"{', '.join(WEIGHT_KEYS)}; found {_listed(checkpoint)}"
-        )
-    if prefix is not None:
-        weights = {key: value for key, value in weights.items() if str(key).startswith(prefix)}
-    strange = [key for key, value in weights.items() if not (isinstance(key, str) and _is_weight(value))]
-    if strange:
-        raise CheckpointError(f"checkpoint {path}: not floating-point tensors by name: {_listed(strange)}")
-    if prefix is None:
-        prefix = MODULE_PREFIX if all(key.startswith(MODULE_PREFIX) for key in weights) else ""
-    return {key.removeprefix(prefix): value for key, value in weights.items()}
-
-
-def dic_sizes(weights: Mapping[str, Tensor], path: str | Path) -> dict[str, int]:
-    """Read the sizes of a DIC off its weights.
-
-    Args:
-        weights: tensors by key, from `network_weights`.
-        path: where they came from, for errors.
-
-    Returns:
-        Arguments of `models.dic.DIC`, all but `num_steps`, which leaves no trace in the weights.
-
-    Raises:
-        CheckpointError: if a tensor that tells a size is missing or is no convolution.
-    """
-    telling = (
-        "conv_in.0.weight",
-        "first_block.upBlocks.0.0.weight",
-        "HG.compress_in.weight",
-        "HG.hg_conv_out.2.weight",
-    )
-    absent = [key for key in telling if key not in weights or weights[key].ndim != 4]
-    if absent:
-        raise CheckpointError(f"checkpoint {path} is not a DIC; missing: {_listed(absent)}; found: {_listed(weights)}")
-
-    def count(prefix: str) -> int:  # distinct indices after the prefix; a gap among them shows in the strict loading
-        return len({key.removeprefix(prefix).split(".")[0] for key in weights if key.startswith(prefix)})
-
-    return {
-        "num_features": weights["conv_in.0.weight"].shape[0] // 4,
-        "num_groups": count("first_block.upBlocks."),
-        "num_fusion_blocks": count("block.fusion_block.resnet."),
-        "hourglass_features": weights["HG.compress_in.weight"].shape[0] // 2,
-        "num_landmarks": weights["HG.hg_conv_out.2.weight"].shape[0],
-    }
-
-
-def build_strictly(network: type[Net], config: Any, weights: Mapping[str, Tensor], path: str | Path) -> Net:
-    """Build a network and load weights that must name its every parameter, with the right shape, and nothing else.
-
-    Args:
-        network: the class.
-        config: its arguments, by name; from a file, so they may be anything.
-        weights: tensors by key; copied, whatever their floating-point type, to float32.
-        path: where they came from, for errors.
-
-    Returns:
-        The network on the CPU. No random number is drawn.
-
-    Raises:
-        CheckpointError: if the network cannot be built, or keys are missing or left over or shapes differ (all listed).
-    """
-    try:
-        with torch.device("meta"):  # shapes only: memory and initial values would be thrown away
-            net = network(**config)
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"checkpoint {path}: cannot build {network.__name__} from {config}: {error}") from error
-    expected = net.state_dict()
-    shared = [key for key in expected if key in weights]
-    problems = {
-        "missing": [key for key in expected if key not in weights],
-        "left over": [key for key in weights if key not in expected],
-        "of another shape": [
-            f"{key} {list(weights[key].shape)} instead of {list(expected[key].shape)}"
-            for key in shared
-            if weights[key].shape != expected[key].shape
-        ],
-    }
-    found = [f"{len(keys)} {what}: {_listed(keys)}" for what, keys in problems.items() if keys]
-    if found:
-        raise CheckpointError(f"checkpoint {path} does not fit {network.__name__}; {'; '.join(found)}")
-    net.to_empty(device="cpu")
-    net.load_state_dict(weights)
-    return net
-
-
-def _is_weight(value: object) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point()
-
-
-def _listed(keys: list[str] | Mapping[str, object]) -> str:
-    names = [str(key) for key in keys]
-    more = f" and {len(names) - MAX_LISTED_KEYS} more" if len(names) > MAX_LISTED_KEYS else ""
-    return ", ".join(names[:MAX_LISTED_KEYS]) + more if names else "nothing"

@@ -17,8 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.checkpoints import build_strictly, dic_sizes, network_weights, read_checkpoint
+from models.checkpoints import read_checkpoint
 from models.hourglass import FeedbackHourglass
+from models.loading import DIC_KIND, HOURGLASS_KIND, build_strictly, dic_sizes, kind_of, load_strictly, network_weights
 
 SCALE = 8
 SIDE_MULTIPLE = 8  # the hourglass halves the 2h x 2w grid four times
@@ -219,7 +220,7 @@ class DIC(nn.Module):
             FileNotFoundError: if there is no such file.
             models.checkpoints.CheckpointError: if the file is unsafe or damaged, or keys are missing or left over.
         """
-        weights = network_weights(read_checkpoint(path), path)
+        weights = network_weights(read_checkpoint(path), path, DIC_KIND)
         return build_strictly(cls, dic_sizes(weights, path) | {"num_steps": num_steps}, weights, path)
 
     def forward(self, lr: Tensor) -> tuple[list[Tensor], list[Tensor]]:
@@ -282,19 +283,33 @@ def load_generator(path: str | Path) -> DIC:
     """Load a trained generator, whether trained with this project or published by the authors.
 
     Args:
-        path: a checkpoint of `lightning_modules.dic.DICModule` (it carries `dic_config`, and the network's keys start
-            with `net.`), or any file that `DIC.from_official` takes.
+        path: a checkpoint of this project (it carries `dic_config`), or any file that `DIC.from_official` takes.
 
     Returns:
-        The network on the CPU in eval mode.
+        The network on the CPU in eval mode. If the training kept averaged weights, they are what is loaded.
 
     Raises:
         FileNotFoundError: if there is no such file.
         models.checkpoints.CheckpointError: if the file is unsafe or damaged, or is not a DIC.
     """
     checkpoint = read_checkpoint(path)
-    if "dic_config" in checkpoint:
-        weights = network_weights(checkpoint, path, prefix="net.")
-        return build_strictly(DIC, checkpoint["dic_config"], weights, path).eval()
-    weights = network_weights(checkpoint, path)
-    return build_strictly(DIC, dic_sizes(weights, path), weights, path).eval()
+    weights = network_weights(checkpoint, path, DIC_KIND)
+    config = checkpoint["dic_config"] if "dic_config" in checkpoint else dic_sizes(weights, path)
+    return build_strictly(DIC, config, weights, path).eval()
+
+
+def start_from(net: DIC, path: str | Path, hourglass_will_do: bool = True) -> None:
+    """Give a generator the weights of an earlier stage.
+
+    Args:
+        net: what is to be trained.
+        path: a checkpoint of this project or of the authors: a whole generator, or a hourglass, which becomes `net.HG`.
+        hourglass_will_do: whether the latter is allowed.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        models.checkpoints.CheckpointError: if the file is unsafe or damaged, or its network is another or does not fit.
+    """
+    kinds = (DIC_KIND, HOURGLASS_KIND) if hourglass_will_do else (DIC_KIND,)
+    weights = network_weights(read_checkpoint(path), path, *kinds)
+    load_strictly(net.HG if kind_of(weights) == HOURGLASS_KIND else net, weights, path)

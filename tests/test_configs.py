@@ -82,8 +82,10 @@ def test_it_runs(
     monkeypatch.setenv("WANDB_MODE", "disabled")
     given = arguments(name)
     short = [f"--runs={tmp_path}", "--trainer.limit_train_batches=1", "--trainer.limit_val_batches=1"]
-    if any(re.fullmatch(r"configs/(generator/\w+|demo/generator)\.yaml", word) for word in given):
-        run = train([*given, *generator_options(tiny_faces), *short])
+    generators = [re.fullmatch(r"configs/(?:demo/)?generator(?:/([a-z]+)\w*)?\.yaml", word) for word in given]
+    stages = [match.group(1) or "dic" for match in generators if match]
+    if stages:
+        run = train([*given, *generator_options(tiny_faces, stages[0]), *short])
     else:
         options = classifier_options(tiny_ferplus)
         if any(word.endswith("/dic.yaml") for word in given):

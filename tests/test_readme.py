@@ -11,7 +11,9 @@ import torch
 
 import cli
 import compare
-from datamodules import synthetic
+import export
+import folder_upscale
+from datamodules import face_pack, synthetic
 from tests.tiny_runs import REPOSITORY
 
 README = (REPOSITORY / "README.md").read_text()
@@ -45,7 +47,9 @@ def parse(name: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         "test.py": cli.test,
         "upscale.py": cli.upscale,
     }
-    if name in programs:
+    if name == "upscale.py" and "--images" in words:
+        folder_upscale.parse_options(words)
+    elif name in programs:
         with pytest.raises(SystemExit) as exit_:
             programs[name]([*words, "--print_config"])
         assert exit_.value.code == 0
@@ -57,6 +61,13 @@ def parse(name: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         for writer in ("write_faces", "write_ferplus", "_write_marker", "_written"):
             monkeypatch.setattr(synthetic, writer, lambda *_: True)
         synthetic.main([*words[1:], "--root", "/nonexistent"])
+    elif name == "export.py":
+        monkeypatch.setattr(export, "export", lambda *_: None)
+        export.main(words)
+    elif name == "prepare.py":
+        monkeypatch.setattr(face_pack, "pack_faces", lambda *_: {"names": [], "source": "", "left_out": []})
+        monkeypatch.setattr(face_pack, "describe_left_out", lambda _: "")
+        face_pack.main(words)
     else:
         assert name == "-m" and words[0] in ("venv", "pip"), f"what is {name} {' '.join(words)}?"
 

@@ -31,11 +31,17 @@ def classifier_options(root: Path) -> list[str]:
     return [*TRAINER, *data]
 
 
-def generator_options(faces: Path) -> list[str]:
-    """Overrides: the smallest network, two batches of two faces of 64 pixels."""
+def generator_options(faces: Path, stage: str = "dic") -> list[str]:
+    """Overrides: the smallest network of a stage, from scratch, two batches of two faces of 64 pixels."""
     data = [f"--data.train_root={faces}", f"--data.val_root={faces}", "--data.batch_size=2", "--data.num_workers=0"]
     data += ["--data.hr_size=64", "--data.val_min_face_size=0", "--trainer.limit_val_batches=2"]
-    return [*TRAINER, *data, *(f"--model.net.init_args.{name}={value}" for name, value in NETWORK.items())]
+    if stage == "hourglass":
+        return [*TRAINER, *data, "--model.net.init_args.num_features=8"]
+    model = [f"--model.net.init_args.{name}={value}" for name, value in NETWORK.items()]
+    model += ["--model.initial_weights=null"]
+    if stage == "dicgan":
+        model += ["--model.discriminator.init_args.size=64"]
+    return [*TRAINER, *data, *model]
 
 
 def classifier_args(

@@ -57,7 +57,8 @@ def test_strip_shows_every_panel_in_its_place() -> None:
     lr[:, 0, 1] = 90
     found, true = torch.full((68, 2), 20.0), torch.full((68, 2), 40.0)
     true[3] = torch.tensor([-5.0, 300.0])  # outside: not drawn, not an error
-    strip = compose_strip(lr, plain(10), [plain(20), plain(30)], plain(40), found, true)
+    panels = {"LR": lr, "bicubic": plain(10), "step 1": plain(20), "step 2": plain(30), "HR": plain(40)}
+    strip = compose_strip(panels, plain(30), found, true)
     assert strip.shape == (HEADER + 64, 6 * 64, 3)
     pictures = strip[HEADER:].reshape(64, 6, 64, 3).swapaxes(0, 1)
     assert (pictures[0, :8, 8:16] == 90).all() and (pictures[0, 8:] == 0).all()  # blocks of 8: not interpolated

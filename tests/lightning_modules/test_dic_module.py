@@ -1,6 +1,8 @@
-"""DICModule: losses as published, schedules counted in batches, metrics by their definitions, checkpoints that load."""
+"""DICModule: published losses, start and freezing, schedules in batches, metrics, checkpoints that load."""
 
 import math
+from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 
 import lightning as L
@@ -11,11 +13,16 @@ from torch import Tensor
 
 from datamodules.faces import FaceLandmarkDataModule
 from datamodules.synthetic import write_faces
-from lightning_modules.dic import DICModule, dic_losses
-from metrics.image_quality import psnr_y, ssim_y
+from lightning_modules.dic import DICModule
+from lightning_modules.generator import dic_losses
+from lightning_modules.schedules import Adam
+from metrics.image_quality import psnr_rgb, psnr_y, ssim_rgb, ssim_y
 from metrics.landmarks import nme_interocular
+from models.checkpoints import CheckpointError, read_checkpoint
 from models.dic import DIC, load_generator
-from models.heatmaps import landmarks_to_heatmaps
+from models.heatmaps import heatmaps_to_landmarks, landmarks_to_heatmaps
+from models.hourglass import FeedbackHourglass
+from models.light_cnn import LightCNN
 
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "dic_tiny.npz"
 SMALL = {"num_features": 4, "num_steps": 2, "num_groups": 1, "num_fusion_blocks": 1, "hourglass_features": 8}
@@ -92,12 +99,12 @@ def test_multistep_halves_at_batches_and_onecycle_ends_near_zero(faces: Path, tm
             self.seen.append(trainer.optimizers[0].param_groups[0]["lr"])
 
     rates = Rates()
-    module = DICModule(DIC(**SMALL), learning_rate=0.01, milestones=(2, 4))
+    module = DICModule(DIC(**SMALL), optimizer=Adam(learning_rate=0.01, milestones=(2, 4)))
     _trainer(tmp_path, max_epochs=2, limit_val_batches=0, callbacks=[rates]).fit(module, _data(faces))
     assert rates.seen == pytest.approx([0.01, 0.01, 0.005, 0.005, 0.0025, 0.0025])
 
     rates = Rates()
-    module = DICModule(DIC(**SMALL), learning_rate=0.01, schedule="onecycle", warmup_fraction=0.5)
+    module = DICModule(DIC(**SMALL), optimizer=Adam(learning_rate=0.01, schedule="onecycle", warmup_fraction=0.5))
     _trainer(tmp_path, max_epochs=2, limit_val_batches=0, callbacks=[rates]).fit(module, _data(faces))
     assert rates.seen[0] == pytest.approx(0.01 / 25) and max(rates.seen) == pytest.approx(rates.seen[2]) == 0.01
     assert rates.seen[-1] < 1e-6
@@ -105,7 +112,7 @@ def test_multistep_halves_at_batches_and_onecycle_ends_near_zero(faces: Path, tm
 
 
 def test_onecycle_without_a_length_is_an_error(faces: Path, tmp_path: Path) -> None:
-    module = DICModule(DIC(**SMALL), schedule="onecycle")
+    module = DICModule(DIC(**SMALL), optimizer=Adam(schedule="onecycle"))
     with pytest.raises(ValueError, match=r"set trainer\.max_epochs"):
         _trainer(tmp_path, max_epochs=-1, limit_val_batches=0).fit(module, _data(faces))
 
@@ -116,29 +123,25 @@ def test_validation_metrics_are_means_over_faces(faces: Path, tmp_path: Path) ->
     data.batch_size = 4  # the second batch has two faces: a mean of batch means would be another number
     logged = _trainer(tmp_path, max_epochs=1).validate(module, data, verbose=False)[0]
 
-    psnr, ssim, bicubic, nme = [], [], [], []
+    expected: dict[str, list[Tensor]] = defaultdict(list)
     for loaded in data.val_dataloader():
         batch = data.on_after_batch_transfer(loaded, 0)
         with torch.no_grad():
             output = module.restore(batch)
             enlarged = (module.net.upscale(batch["lr"]) * 255).round().to(torch.uint8)
-        assert torch.equal(output["steps"][-1], enlarged)
-        psnr.append(psnr_y(enlarged, batch["hr"]))
-        ssim.append(ssim_y(enlarged, batch["hr"]))
-        bicubic.append(psnr_y(output["bicubic"], batch["hr"]))
-        nme.append(nme_interocular(output["landmarks"], batch["landmarks"]))
-    expected = {
-        "val/psnr_y": psnr,
-        "val/ssim_y": ssim,
-        "val/psnr_y_bicubic": bicubic,
-        "val/nme_interocular": nme,
-    }
+        assert torch.equal(output["marked"], enlarged) and torch.equal(output["panels"]["step 2"], enlarged)
+        for name, value in {"psnr_y": psnr_y, "ssim_y": ssim_y, "psnr_rgb": psnr_rgb, "ssim_rgb": ssim_rgb}.items():
+            expected[f"val/{name}"].append(value(enlarged, batch["hr"]))
+        expected["val/psnr_y_bicubic"].append(psnr_y(output["panels"]["bicubic"], batch["hr"]))
+        for name, subpixel in {"nme_interocular": True, "nme_interocular_argmax": False}.items():
+            found = 4 * heatmaps_to_landmarks(output["heatmaps"], subpixel)
+            expected[f"val/{name}"].append(nme_interocular(found, batch["landmarks"]))
     assert logged == pytest.approx({name: torch.cat(parts).mean().item() for name, parts in expected.items()}, rel=1e-4)
 
 
 def test_training_lowers_the_loss_and_the_checkpoint_loads(faces: Path, tmp_path: Path) -> None:
     L.seed_everything(0, verbose=False)
-    module, data = DICModule(DIC(**SMALL), learning_rate=3e-3, schedule="onecycle"), _data(faces)
+    module, data = DICModule(DIC(**SMALL), optimizer=Adam(learning_rate=3e-3, schedule="onecycle")), _data(faces)
     trainer = _trainer(tmp_path, max_epochs=12, limit_val_batches=0, gradient_clip_val=1.0, enable_checkpointing=False)
     losses: list[float] = []
 
@@ -158,14 +161,64 @@ def test_training_lowers_the_loss_and_the_checkpoint_loads(faces: Path, tmp_path
         torch.testing.assert_close(loaded.upscale(image), module.net.eval().upscale(image), atol=1e-6, rtol=0)
 
 
+def test_hourglass_stays_frozen_for_so_many_batches(faces: Path, tmp_path: Path) -> None:
+    seen: list[tuple[bool, bool]] = []
+
+    class Watch(L.Callback):
+        def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, *_: object) -> None:
+            self.before = {name: value.clone() for name, value in module.net.named_parameters()}
+
+        def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: object) -> None:
+            moved = {name for name, value in module.net.named_parameters() if not torch.equal(value, self.before[name])}
+            seen.append((any(name.startswith("HG.") for name in moved), "conv_in.0.weight" in moved))
+
+    module = DICModule(DIC(**SMALL), freeze_hourglass=2)
+    trainer = _trainer(tmp_path, max_epochs=2, limit_val_batches=0, callbacks=[Watch()], gradient_clip_val=1.0)
+    trainer.fit(module, _data(faces))
+    assert seen == [(False, True)] * 2 + [(True, True)] * 4
+
+
+def test_starts_from_a_hourglass_or_a_generator_and_nothing_else(faces: Path, tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    hourglass, generator = FeedbackHourglass(8), DIC(**SMALL)
+    torch.save(
+        {"hourglass_config": {}, "state_dict": {f"net.{k}": v for k, v in hourglass.state_dict().items()}},
+        tmp_path / "hourglass.ckpt",
+    )
+    torch.save({"state_dict": generator.state_dict()}, tmp_path / "official.pth")
+    torch.save(LightCNN(16).state_dict(), tmp_path / "discriminator.pth")
+
+    started = DICModule(DIC(**SMALL), initial_weights=str(tmp_path / "hourglass.ckpt")).net
+    assert all(torch.equal(value, started.HG.state_dict()[key]) for key, value in hourglass.state_dict().items())
+    started = DICModule(DIC(**SMALL), initial_weights=str(tmp_path / "official.pth")).net
+    assert all(torch.equal(value, started.state_dict()[key]) for key, value in generator.state_dict().items())
+    with pytest.raises(CheckpointError, match=r"seems to hold a LightCNN discriminator; needed is a DIC generator or"):
+        DICModule(DIC(**SMALL), initial_weights=str(tmp_path / "discriminator.pth"))
+    with pytest.raises(CheckpointError, match=r"hourglass\.ckpt does not fit FeedbackHourglass; \d+ of another shape"):
+        DICModule(DIC(**SMALL | {"hourglass_features": 16}), initial_weights=str(tmp_path / "hourglass.ckpt"))
+    with pytest.raises(FileNotFoundError, match="no checkpoint: looked for"):
+        DICModule(DIC(**SMALL), initial_weights=str(tmp_path / "none.ckpt"))
+
+
+def test_checkpoint_says_how_faces_were_cropped_and_compiling_leaves_its_keys(faces: Path, tmp_path: Path) -> None:
+    plain, compiled = DICModule(DIC(**SMALL)), DICModule(DIC(**SMALL), compile=True)
+    assert list(plain.state_dict()) == list(compiled.state_dict())
+    trainer = _trainer(tmp_path, max_epochs=1, limit_train_batches=1, limit_val_batches=0, enable_checkpointing=False)
+    trainer.fit(plain, _data(faces))
+    trainer.save_checkpoint(tmp_path / "dic.ckpt")
+    saved = read_checkpoint(tmp_path / "dic.ckpt")
+    assert saved["faces"] == {"hr_size": 64, "crop_margin": 1.3} and saved["dic_config"] == plain.net.config
+
+
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("build", "message"),
     [
-        ({"learning_rate": 0.0}, "learning_rate must be positive, got 0.0"),
-        ({"heatmap_weight": -1.0}, "heatmap_weight must not be negative, got -1.0"),
-        ({"warmup_fraction": 1.0}, "warmup_fraction must lie between 0 and 1, got 1.0"),
+        (lambda: Adam(learning_rate=0.0), "learning_rate must be positive, got 0.0"),
+        (lambda: Adam(warmup_fraction=1.0), "warmup_fraction must lie between 0 and 1, got 1.0"),
+        (lambda: DICModule(DIC(**SMALL), heatmap_weight=-1.0), "heatmap_weight must not be negative, got -1.0"),
+        (lambda: DICModule(DIC(**SMALL), freeze_hourglass=-1), "freeze_hourglass must not be negative, got -1"),
     ],
 )
-def test_impossible_settings_are_refused(settings: dict[str, float], message: str) -> None:
+def test_impossible_settings_are_refused(build: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        DICModule(DIC(**SMALL), **settings)  # type: ignore[arg-type]
+        build()

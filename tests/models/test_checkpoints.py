@@ -154,7 +154,10 @@ def test_partly_prefixed_keys_are_left_over(net: DIC, tmp_path: Path) -> None:
         ([1, 2], "holds a list; a dictionary is needed"),
         ({"epoch": 3}, "holds no weights: .*netG, state_dict, model; found epoch"),
         ({"state_dict": {"a": torch.zeros(1), "b": 3}}, "not floating-point tensors by name: b"),
-        ({"conv1.weight": torch.zeros(1)}, r"is not a DIC; missing: conv_in\.0\.weight, .*; found: conv1\.weight"),
+        (
+            {"conv1.weight": torch.zeros(1)},
+            r"is not a DIC generator; missing: conv_in\.0\.weight, .*; found: conv1\.weight",
+        ),
         ({"state_dict": {"net.a": torch.zeros(1)}, "dic_config": {"steps": 3}}, "cannot build DIC from .*steps"),
         ({"state_dict": {"a": torch.zeros(1)}, "dic_config": SIZES}, "176 missing: conv_in.* and 156 more"),
     ],

@@ -12,20 +12,10 @@ import pytest
 import torch
 
 from models.dic import DIC
+from tests.models.hash_weights import hash_uniform
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 TOLERANCE = 2e-5  # absolute; outputs are of order 1
-
-
-def _hash_uniform(count: int, stream: int) -> np.ndarray:
-    """Return `count` float64 numbers in [-1, 1): a 32-bit integer hash of the position."""
-    low = np.uint64(0xFFFFFFFF)
-    state = np.arange(count, dtype=np.uint64) * np.uint64(2654435761)
-    state = (state + np.uint64((stream + 1) * 2246822519 % 2**32)) & low
-    for _ in range(2):
-        state = ((state ^ (state >> np.uint64(16))) * np.uint64(0x45D9F3B)) & low
-    state ^= state >> np.uint64(16)
-    return state / 2.0**31 - 1.0
 
 
 def _deviation(key: str, shape: list[int]) -> float:
@@ -54,7 +44,7 @@ def _weights() -> dict[str, torch.Tensor]:
     shapes = json.loads((FIXTURES / "dic_shapes.json").read_text())["DIC"]["state"]
     weights = {}
     for stream, (key, shape) in enumerate(shapes.items()):
-        values = _hash_uniform(int(np.prod(shape)), stream)
+        values = hash_uniform(int(np.prod(shape)), stream)
         if len(shape) == 4:
             values = values * _deviation(key, shape) * 3**0.5
         elif shape == [1]:  # slope of a PReLU

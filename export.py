@@ -1,0 +1,74 @@
+"""Writes a trained network as a file for others.
+
+    python export.py --ckpt_path RUN_OR_CHECKPOINT --out FILE
+
+FILE.pth has the authors' layout, so that their code can load what was trained here: a generator under `state_dict`, or
+under `netG` with its discriminator under `netD`; a hourglass under `state_dict`. FILE.safetensors cannot hold code; the
+sizes of the network and the cropping of its training faces are in its metadata. Both load here as well. Where the
+training averaged weights, the average is written.
+"""
+
+import argparse
+import io
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from datamodules.files import write_atomically
+from models.checkpoints import CheckpointError, read_checkpoint, safetensors_bytes
+from models.loading import DIC_KIND, HOURGLASS_KIND, network_weights
+from run_folders import find_checkpoint
+
+DESCRIPTIONS = ("dic_config", "hourglass_config", "faces")  # what a checkpoint says about its network
+DISCRIMINATOR = "discriminator."
+
+
+def official_layout(checkpoint: dict[str, object], path: Path) -> dict[str, dict[str, Tensor]]:
+    """The networks of a checkpoint under the names that the authors' code looks for."""
+    weights = network_weights(checkpoint, path, DIC_KIND, HOURGLASS_KIND)
+    state = checkpoint.get("state_dict")
+    entries = state.items() if isinstance(state, dict) else ()
+    opponent = {key.removeprefix(DISCRIMINATOR): value for key, value in entries if key.startswith(DISCRIMINATOR)}
+    return {"netG": weights, "netD": opponent} if opponent else {"state_dict": weights}
+
+
+def export(source: str | Path, out: Path) -> None:
+    """Write the network of a run folder or checkpoint file to ``out``, whole or not at all.
+
+    Raises:
+        ValueError: ``out`` has neither ending.
+        FileNotFoundError: there is no checkpoint.
+        models.checkpoints.CheckpointError: the checkpoint is unsafe, damaged, or holds no generator or hourglass.
+    """
+    if out.suffix not in (".pth", ".safetensors"):
+        raise ValueError(f"{out}: the ending says what is written; it has to be .pth or .safetensors")
+    path = find_checkpoint(source)
+    checkpoint = read_checkpoint(path)
+    layout = official_layout(checkpoint, path)
+    if out.suffix == ".pth":
+        buffer = io.BytesIO()
+        torch.save(layout, buffer)
+        write_atomically(out, buffer.getvalue())
+    else:
+        said = {name: checkpoint[name] for name in DESCRIPTIONS if name in checkpoint}
+        write_atomically(out, safetensors_bytes(next(iter(layout.values())), said))
+    print(f"{', '.join(layout)} of {path} written to {out}")
+
+
+def main(args: list[str] | None = None) -> None:
+    """Parses the command line; what is wrong ends in one line and exit code 2."""
+    parser = argparse.ArgumentParser(prog="export.py", description=(__doc__ or "").split("\n")[0], allow_abbrev=False)
+    parser.add_argument("--ckpt_path", required=True, help="run folder (its best checkpoint), or a checkpoint file")
+    parser.add_argument("--out", required=True, type=Path, help="FILE.pth (the authors' layout) or FILE.safetensors")
+    options = parser.parse_args(args)
+    try:
+        export(options.ckpt_path, options.out)
+    except (ValueError, OSError, CheckpointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""HourglassModule: the sum over calls with a hidden state, its metrics, and a checkpoint that the next stage takes."""
+
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+from torch.nn.functional import mse_loss
+
+from datamodules.faces import FaceLandmarkDataModule
+from lightning_modules.dic import DICModule
+from lightning_modules.hourglass import HourglassModule
+from lightning_modules.schedules import Adam
+from metrics.landmarks import nme_interocular
+from models.dic import DIC, normalise
+from models.heatmaps import heatmaps_to_landmarks
+from models.hourglass import FeedbackHourglass, load_hourglass
+
+
+def _data(faces: Path) -> FaceLandmarkDataModule:
+    return FaceLandmarkDataModule(str(faces), str(faces), hr_size=64, batch_size=4, val_min_face_size=0)
+
+
+def _trainer(folder: Path, **settings: object) -> L.Trainer:
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    return L.Trainer(accelerator="cpu", devices=1, default_root_dir=folder, **quiet, **settings)  # type: ignore[arg-type]
+
+
+def test_loss_is_summed_over_calls_that_hand_on_their_state(tiny_faces: Path) -> None:
+    torch.manual_seed(0)
+    module, data = HourglassModule(FeedbackHourglass(8), num_steps=3), _data(tiny_faces)
+    data.setup("fit")
+    batch = data.on_after_batch_transfer(next(iter(data.train_dataloader())), 0)
+    image = normalise(batch["hr"].float() / 255)
+    first, hidden = module.net(image)
+    second, hidden = module.net(image, hidden)
+    third, _ = module.net(image, hidden)
+    expected = sum(mse_loss(maps, batch["heatmaps"]).item() for maps in (first, second, third))
+    assert not torch.allclose(first, second)
+    module.log = lambda *_, **__: None  # type: ignore[method-assign, assignment]
+    module.start_sigma = 1.0
+    assert module.training_step(batch, 0).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_trains_validates_and_hands_its_network_on(tiny_faces: Path, tmp_path: Path) -> None:
+    L.seed_everything(0, verbose=False)
+    module, data = HourglassModule(FeedbackHourglass(8), 2, optimizer=Adam(3e-3, "onecycle")), _data(tiny_faces)
+    trainer = _trainer(tmp_path, max_epochs=30, check_val_every_n_epoch=30, enable_checkpointing=False)
+    trainer.fit(module, data)
+    untrained = FeedbackHourglass(8)
+    logged = {name: value.item() for name, value in trainer.callback_metrics.items()}
+
+    losses, errors = [], []
+    for loaded in data.val_dataloader():
+        batch = data.on_after_batch_transfer(loaded, 0)
+        with torch.no_grad():
+            maps = module(batch["hr"])[-1]
+            start = untrained(normalise(batch["hr"].float() / 255))[0]
+        losses.append((mse_loss(maps, batch["heatmaps"]), mse_loss(start, batch["heatmaps"])))
+        errors.append(nme_interocular(4 * heatmaps_to_landmarks(maps, subpixel=False), batch["landmarks"]))
+    assert logged["val/heatmap"] == pytest.approx(torch.stack([loss for loss, _ in losses]).mean().item(), rel=1e-4)
+    assert logged["val/nme_interocular_argmax"] == pytest.approx(torch.cat(errors).mean().item(), rel=1e-4)
+    assert logged["val/heatmap"] < 0.7 * torch.stack([loss for _, loss in losses]).mean().item()
+
+    trainer.save_checkpoint(tmp_path / "hourglass.ckpt")
+    loaded, trained = load_hourglass(tmp_path / "hourglass.ckpt").state_dict(), module.net.state_dict()
+    assert list(loaded) == list(trained) and all(torch.equal(loaded[key], trained[key]) for key in loaded)
+    started = DICModule(DIC(4, 2, 1, 1, 8), initial_weights=str(tmp_path / "hourglass.ckpt")).net.HG.state_dict()
+    assert all(torch.equal(started[key], trained[key]) for key in trained)
+
+
+def test_gaussians_narrow_to_the_published_width_in_half_of_the_training(tiny_faces: Path, tmp_path: Path) -> None:
+    module = HourglassModule(FeedbackHourglass(8), 1, start_sigma=4.0)
+    widths: list[float] = []
+
+    class Watch(L.Callback):
+        def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, *_: object) -> None:
+            widths.append(module.sigma())  # type: ignore[operator]
+
+    trainer = _trainer(tmp_path, max_epochs=4, limit_val_batches=0, enable_checkpointing=False, callbacks=[Watch()])
+    trainer.fit(module, _data(tiny_faces))
+    assert widths[:7] == pytest.approx([4 ** (1 - step / 6) for step in range(7)]) and widths[6:] == [1.0] * 6
+
+
+def test_impossible_settings_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"start_sigma is 0\.5; at least 1"):
+        HourglassModule(FeedbackHourglass(8), start_sigma=0.5)
+    with pytest.raises(ValueError, match="num_steps is 0; at least 1"):
+        HourglassModule(FeedbackHourglass(8), num_steps=0)
