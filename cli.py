@@ -120,6 +120,8 @@ class SuperFERCLI(LightningCLI):
         share_with_children(folder)
         try:
             trainer = self._trainer_in(folder, mode, **kwargs)
+            if hasattr(self.model, "check_trainer"):
+                self.model.check_trainer(trainer)
             if self.datamodule.batch_size % trainer.world_size:
                 raise ValueError(
                     f"batch_size is {self.datamodule.batch_size}, not a multiple of the {trainer.world_size} devices "

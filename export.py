@@ -4,8 +4,8 @@
 
 FILE.pth has the authors' layout, so that their code can load what was trained here: a generator under `state_dict`, or
 under `netG` with its discriminator under `netD`; a hourglass under `state_dict`. FILE.safetensors cannot hold code; the
-sizes of the network and the cropping of its training faces are in its metadata. Both load here as well. Where the
-training averaged weights, the average is written.
+sizes of the network and, of a generator, the cropping of its training faces are in its metadata. Both load here as
+well. Where the training averaged weights, the average is written.
 """
 
 import argparse
@@ -51,10 +51,12 @@ def export(source: str | Path, out: Path) -> None:
         buffer = io.BytesIO()
         torch.save(layout, buffer)
         write_atomically(out, buffer.getvalue())
+        written = " and ".join(layout)
     else:
         said = {name: checkpoint[name] for name in DESCRIPTIONS if name in checkpoint}
         write_atomically(out, safetensors_bytes(next(iter(layout.values())), said))
-    print(f"{', '.join(layout)} of {path} written to {out}")
+        written = "weights"
+    print(f"{written} of {path} written to {out}")
 
 
 def main(args: list[str] | None = None) -> None:

@@ -33,11 +33,12 @@ from datamodules.image_folder import (
 )
 from datamodules.upscalers import DICUpscaler
 from lightning_modules.enlarger import Enlarger
-from models.dic import load_generator
+from models.pretrained import load_generator
 from run_folders import find_checkpoint
 
 OPTIONS = ("--images", "--out", "--ckpt_path")  # any of them says that a folder is meant, not a data set
 LINE_EVERY = 100  # images
+PIXELS_AT_ONCE = 3 * 2**20  # times channels of the features: 65,536 pixels for F 16, G 1
 
 
 class _Parser(argparse.ArgumentParser):
@@ -125,8 +126,17 @@ def prepare(args: Sequence[str]) -> Job:
         if others:
             print(f"not images, left alone: {len(others)} files, the first is {others[0]}", flush=True)
         _print_skipped(skipped)
-    batches = plan_batches(tasks, options.batch_size)
+    batches = plan_batches(tasks, options.batch_size, _pixels_at_once(module.net.config))
     return Job(options, checkpoint, batches, kept, skipped, module, writer, trainer)
+
+
+def _pixels_at_once(sizes: dict[str, int]) -> int:
+    """Pixels that a batch may have: 3 GB of memory for the small generator, 8 GB for one of the published size.
+
+    Most of the memory is features on a grid of twice the size of the result: F channels for each of G groups, and two
+    in work.
+    """
+    return PIXELS_AT_ONCE // (sizes["num_features"] * (sizes["num_groups"] + 2))
 
 
 def _make_trainer(options: argparse.Namespace, writer: ImageWriter) -> L.Trainer:

@@ -63,7 +63,7 @@ class FaceStrip(L.Callback):
 
     For modules whose `validation_step` returns `panels`, `marked` and `landmarks` as `GeneratorModule` does. Strips
     appear as `val/sr/<face>` in W&B, if a WandbLogger is in use, and together, as a contact sheet, in
-    `<run folder>/faces/epoch_<number>.png`. With several processes each contributes the faces it was given, and rank 0
+    `<run folder>/faces/batch_<number>.png`. With several processes each contributes the faces it was given, and rank 0
     writes.
 
     Args:
@@ -120,7 +120,7 @@ class FaceStrip(L.Callback):
         self._strips = {}
         if not trainer.is_global_zero or not strips:
             return
-        path = Path(trainer.default_root_dir) / "faces" / f"epoch_{trainer.current_epoch:04d}.png"
+        path = Path(trainer.default_root_dir) / "faces" / f"batch_{trainer.global_step:07d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.concatenate(list(strips.values()))).save(path)
         for logger in trainer.loggers:

@@ -11,14 +11,13 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from datamodules.files import write_atomically
 from lightning_modules.enlarger import Enlarged
-from models.heatmaps import HEATMAP_STRIDE
+from models.heatmaps import enlarge_heatmaps
 
 GENERATOR_KEY, SOURCE_KEY = "superfer_generator", "superfer_source"  # text chunks of the PNG
 HEAT_COLOUR, LANDMARK_COLOUR = (255, 210, 0), (255, 40, 40)
@@ -59,10 +58,7 @@ def draw_landmarks(levels: Tensor, heat: Tensor, landmarks: Tensor) -> Image.Ima
         heat: float32 H/4,W/4, [0, 1]; its pixel u stands for pixel 4u of the face (see `models.heatmaps`).
         landmarks: float32 68,2, (x, y) in pixels of the face.
     """
-    rows, columns = ((length - 1) * HEATMAP_STRIDE + 1 for length in heat.shape)
-    fine = F.interpolate(heat[None, None], size=(rows, columns), mode="bilinear", align_corners=True)
-    rest = HEATMAP_STRIDE - 1
-    opacity = HEAT_OPACITY * F.pad(fine, (0, rest, 0, rest), mode="replicate")[0, 0, :, :, None]  # H,W,1
+    opacity = HEAT_OPACITY * enlarge_heatmaps(heat[None, None])[0, 0, :, :, None]  # H,W,1
     face = levels.expand(3, -1, -1).permute(1, 2, 0).float()
     mixed = (1 - opacity) * face + opacity * torch.tensor(HEAT_COLOUR)
     picture = Image.fromarray(mixed.round().to(torch.uint8).numpy())

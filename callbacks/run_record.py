@@ -1,5 +1,6 @@
 """Writes down what a run is: its configuration, identity, software and data, in its folder and in W&B."""
 
+import hashlib
 import json
 import time
 from pathlib import Path
@@ -11,7 +12,7 @@ from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import WandbLogger
 
 from datamodules.files import write_atomically
-from run_folders import read_record, software_state
+from run_folders import find_checkpoint, read_record, software_state
 
 
 def data_identity(data: Any) -> dict[str, str | None]:
@@ -61,6 +62,7 @@ class RunRecord(SaveConfigCallback):
         if stage == "fit":
             record = self._record = self._describe(trainer, pl_module, logger) | {
                 "started": earlier.get("started", _now()),
+                "initial_weights": earlier.get("initial_weights") or self._initial_weights(),
                 "status": "running",
             }
             for results in (*folder.glob("metrics_*.json"), *folder.glob("predictions_*.csv")):
@@ -83,6 +85,14 @@ class RunRecord(SaveConfigCallback):
             "synthetic": data.synthetic,
             "parameters": sum(parameter.numel() for parameter in pl_module.parameters()),
         }
+
+    def _initial_weights(self) -> dict[str, str] | None:
+        """Which file of an earlier stage a generator started from; a resumed run needs it no more, and forgets it."""
+        given = self.config.model.init_args.get("initial_weights")
+        if given is None:
+            return None
+        path = find_checkpoint(given)
+        return {"path": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
 
     def _write(self, trainer: L.Trainer) -> None:
         if trainer.is_global_zero and self._record:

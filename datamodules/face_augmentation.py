@@ -24,6 +24,7 @@ from models.heatmaps import flip_landmarks
 from models.resampling import round_levels
 
 DRAWN = ("flip", "rotation", "scale", "shift_x", "shift_y", "gray", "blur", "contrast", "noise", "jpeg")
+_UNMOVED = (1.0, 0.5, 0.5, 0.5, 0.5)  # draws of flip, rotation, scale and shift with which a face stays as it is
 
 
 class LandmarkAugmentation:
@@ -73,18 +74,33 @@ class LandmarkAugmentation:
         self.flip, self.rotation, self.scale, self.shift = flip, rotation, scale, shift
         self.gray, self.blur, self.contrast, self.noise, self.jpeg = gray, blur, contrast, noise, jpeg
 
-    def draw(self, seed: int, epoch: int, index: int, lr_size: int) -> dict[str, Tensor]:
+    def draw(self, seed: int, epoch: int, index: int, lr_size: int, still: bool = False) -> dict[str, Tensor]:
         """Draw what happens to one face, whatever is turned on, so that no change alters the draw of another.
+
+        Args:
+            seed: of the run.
+            epoch: counted from 0.
+            index: of the face in its set.
+            lr_size: h.
+            still: neither mirror nor move the face, as for validation.
 
         Returns:
             `draws`: float32 10, uniform in [0, 1], in the order of `DRAWN`; with noise also `noise`: float32 1,h,h,
             standard normal.
         """
         rng = np.random.default_rng((seed, epoch, index))
-        drawn = {"draws": torch.from_numpy(rng.random(len(DRAWN)).astype(np.float32))}
+        draws = rng.random(len(DRAWN)).astype(np.float32)
+        if still:
+            draws[: len(_UNMOVED)] = _UNMOVED
+        drawn = {"draws": torch.from_numpy(draws)}
         if self.noise:
             drawn["noise"] = torch.from_numpy(rng.standard_normal((1, lr_size, lr_size), dtype=np.float32))
         return drawn
+
+    @property
+    def changes_input(self) -> bool:
+        """Whether the generator is to expect other images than plain reductions of colour photographs."""
+        return bool(self.gray or self.blur or self.contrast or self.noise or self.jpeg is not None)
 
     def change_faces(self, hr: Tensor, landmarks: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
         """Mirror, move and gray a batch of faces with their landmarks.
@@ -98,7 +114,7 @@ class LandmarkAugmentation:
             Both, changed.
         """
         drawn = dict(zip(DRAWN, draws.unbind(1), strict=True))
-        mirrored = drawn["flip"] < self.flip
+        mirrored = (drawn["flip"] < self.flip) & (drawn["flip"] < 1)
         hr = torch.where(mirrored[:, None, None, None], hr.flip(-1), hr)
         landmarks = torch.where(mirrored[:, None, None], flip_landmarks(landmarks, hr.shape[-1]), landmarks)
         if self.rotation or self.scale or self.shift:

@@ -41,10 +41,14 @@ class FaceDataset(Dataset[dict[str, Tensor]]):
         faces: the faces.
         augmentation: what draws; None: faces are served as they are.
         seed: of the draws.
+        still: for validation: the same draws in every epoch, and faces stay where they are.
     """
 
-    def __init__(self, faces: FaceSet, augmentation: LandmarkAugmentation | None = None, seed: int = 0) -> None:
+    def __init__(
+        self, faces: FaceSet, augmentation: LandmarkAugmentation | None = None, seed: int = 0, still: bool = False
+    ) -> None:
         self.faces = faces
+        self.still = still
         self.augmentation = augmentation
         self.seed = seed
 
@@ -60,7 +64,8 @@ class FaceDataset(Dataset[dict[str, Tensor]]):
             "index": torch.tensor(index),
         }
         if self.augmentation is not None:
-            sample |= self.augmentation.draw(self.seed, epoch, index, lr_size=len(image) // SCALE)
+            epoch = 0 if self.still else epoch
+            sample |= self.augmentation.draw(self.seed, epoch, index, len(image) // SCALE, self.still)
         return sample
 
 
@@ -96,7 +101,7 @@ class FaceLandmarkDataModule(L.LightningDataModule):
 
     Args:
         train_root: folder of the training faces: images with `.pts`, or prepared by `prepare.py`.
-        val_root: folder of the validation faces, of either kind; never changed, always in the same order. None: they
+        val_root: folder of the validation faces, of either kind; never moved, always in the same order. None: they
             are held out of `train_root`.
         val_fraction: share of the photographs of `train_root` that is held out, between 0 and 1. Which ones depends on
             their names alone. To be given if and only if `val_root` is None.
@@ -110,7 +115,8 @@ class FaceLandmarkDataModule(L.LightningDataModule):
         min_face_size: training faces whose crop is smaller than this many original pixels are left out.
         val_min_face_size: the same for validation faces.
         augment: random changes of training faces.
-        augmentation: what they are; by default the mirror image of half of the faces.
+        augmentation: what they are; by default the mirror image of half of the faces. Gray and degraded inputs are
+            validated as such, the same in every epoch: that is what the generator is for.
         seed: of order and changes, functions of (seed, epoch) and (seed, epoch, index).
 
     Raises:
@@ -180,7 +186,8 @@ class FaceLandmarkDataModule(L.LightningDataModule):
             if not self.synthetic:
                 refuse_shared(training, validation)
             self.train_set = FaceDataset(training, self.augmentation, self.seed)
-        self.val_set = FaceDataset(validation)
+        degraded = self.augmentation if self.augmentation and self.augmentation.changes_input else None
+        self.val_set = FaceDataset(validation, degraded, self.seed, still=True)
 
     def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         return self._loader(self.train_set, training=True)

@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 from models.dic import SIDE_MULTIPLE
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
-MAX_PIXELS = 256 * 256  # of an image, and of a batch: a small generator needs 50 kB per pixel, a large one much more
+MAX_PIXELS = 512 * 256  # of an image: the small generator of this project needs 50 kB of memory for each
 _FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF")
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
@@ -180,17 +180,17 @@ def _refuse_unsuitable(image: Image.Image) -> None:
         raise ImageRefusedError(f"holds {frames} images; save them as files of their own first")
 
 
-def plan_batches(tasks: Sequence[Task], batch_size: int) -> list[list[Task]]:
+def plan_batches(tasks: Sequence[Task], batch_size: int, pixels: int) -> list[list[Task]]:
     """Put images of equal padded size together, the largest first.
 
-    No batch holds more than `batch_size` images, nor, unless it is a single one, more than MAX_PIXELS pixels.
+    No batch holds more than `batch_size` images, nor, unless it is a single one, more than `pixels` pixels.
     """
     sizes: dict[tuple[int, int], list[Task]] = defaultdict(list)
     for task in tasks:
         sizes[task.height + -task.height % SIDE_MULTIPLE, task.width + -task.width % SIDE_MULTIPLE].append(task)
     batches = []
     for (height, width), members in sorted(sizes.items(), key=lambda item: (-item[0][0] * item[0][1], item[0])):
-        count = max(1, min(batch_size, MAX_PIXELS // (height * width)))
+        count = max(1, min(batch_size, pixels // (height * width)))
         batches += [members[start : start + count] for start in range(0, len(members), count)]
     return batches
 

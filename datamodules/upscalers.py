@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from models.dic import DIC, SCALE, load_generator
+from models.dic import DIC, SCALE
+from models.pretrained import load_generator
 from models.resampling import round_levels
 from run_folders import find_checkpoint
 

@@ -8,6 +8,8 @@ Reference:
     Ma et al., CVPR 2020 (arXiv 2003.13063), section 3.4.
 """
 
+import warnings
+
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import Optimizer
@@ -24,8 +26,8 @@ class DICModule(GeneratorModule):
         net: the generator.
         initial_weights: run folder or checkpoint of the hourglass stage, whose network becomes the generator's, or of
             a generator to train on; None trains from scratch.
-        freeze_hourglass: number of batches (optimiser steps) in which the hourglass stays as it is. Published: 2,000 on
-            CelebA, 20,000 on Helen.
+        freeze_hourglass: number of batches (optimiser steps) in which the hourglass stays as it is, for one that has
+            been trained. Published: 2,000 on CelebA, 20,000 on Helen.
         optimizer: Adam and its schedule.
         heatmap_weight: of the heatmap loss; the pixel loss has weight 1.
         channels_last: keep weights and images in channels-last order: the same numbers, 1.3 times as fast on CPUs.
@@ -52,6 +54,7 @@ class DICModule(GeneratorModule):
             raise ValueError(f"freeze_hourglass must not be negative, got {freeze_hourglass}")
         super().__init__(net, initial_weights, hourglass_will_do=True, channels_last=channels_last, compile=compile)
         self.freeze_hourglass = freeze_hourglass
+        self._untrained = initial_weights is None
         self.optimizer = optimizer
         self.heatmap_weight = heatmap_weight
 
@@ -59,11 +62,19 @@ class DICModule(GeneratorModule):
         optimizer, scheduler = self.optimizer.build(self.net.parameters(), lambda: training_length(self.trainer))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    def on_train_start(self) -> None:
+        if self._untrained and self.trainer.global_step == 0 < self.freeze_hourglass:
+            warnings.warn(
+                f"a hourglass that nobody has trained is frozen for {self.freeze_hourglass} batches: give "
+                "initial_weights, or set freeze_hourglass to 0",
+                stacklevel=1,
+            )
+
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         images, heatmaps = self(batch["lr"])
         pixel, heatmap = dic_losses(images, heatmaps, self.target(batch), batch["heatmaps"])
         total = pixel + self.heatmap_weight * heatmap
-        self.log_terms({"g/pixel": pixel, "g/heatmap": heatmap, "g/total": total}, len(batch["hr"]))
+        self.log_terms({"g/pixel": pixel, "g/heatmap": heatmap, "g/total": total})
         return total
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:

@@ -21,9 +21,9 @@ from lightning_modules.generator import GeneratorModule, dic_losses
 from lightning_modules.schedules import Adam, training_length
 from models.adversarial import GANLoss, discriminator_loss, generator_loss
 from models.dic import DIC
-from models.hourglass import load_hourglass
-from models.light_cnn import LightCNN, load_light_cnn_features
+from models.light_cnn import LightCNN
 from models.perceptual import HourglassFeatures, VGG19Features, perceptual_loss
+from models.pretrained import load_hourglass, load_light_cnn_features
 from run_folders import find_checkpoint
 
 PUBLISHED_MILESTONES = (10_000, 20_000, 40_000)
@@ -78,7 +78,7 @@ class DICGANModule(GeneratorModule):
         self.automatic_optimization = False
         self.net.HG.requires_grad_(False)
         self.discriminator = discriminator.to(memory_format=self.memory_format)
-        # In a tuple, so that it is no part of the checkpoint, nor of what DDP and weight averaging look after.
+        # In a tuple, so that it is no part of the checkpoint, nor of what DDP looks after.
         self._features = (self._perceptual_network(perceptual, perceptual_weights),)
         self.weights = {"g/pixel": 1.0} | {f"g/{name}": weight for name, weight in weights.items()}
         self.optimizer = optimizer
@@ -112,9 +112,10 @@ class DICGANModule(GeneratorModule):
     def _length(self) -> int:
         return training_length(self.trainer)
 
-    def setup(self, stage: str) -> None:
-        if self.trainer.precision == "16-mixed":
-            raise ValueError("DICGAN cannot be trained in 16-mixed precision; use bf16-mixed or 32-true")
+    def check_trainer(self, trainer: L.Trainer) -> None:
+        """Refuse settings of the trainer; called before anything starts."""
+        if trainer.precision == "16-mixed":  # its scaled gradients need Lightning's wrapper of both optimisers
+            raise ValueError("trainer.precision is 16-mixed, with which DICGAN cannot be trained; use bf16-mixed")
 
     def on_fit_start(self) -> None:
         if self._features[0] is not None:
@@ -124,7 +125,7 @@ class DICGANModule(GeneratorModule):
         target = self.target(batch)
         image, generator_terms = self._generator_step(batch, target)
         discriminator_terms = self._discriminator_step(image, target)
-        self.log_terms(generator_terms | discriminator_terms, len(target))
+        self.log_terms(generator_terms | discriminator_terms)
         for scheduler in self.lr_schedulers():  # type: ignore[union-attr]
             scheduler.step()  # type: ignore[call-arg]
 

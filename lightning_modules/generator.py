@@ -15,8 +15,9 @@ from torchmetrics import Metric, MetricCollection
 from metrics.image_quality import psnr_rgb, psnr_y, ssim_rgb, ssim_y
 from metrics.landmarks import nme_interocular
 from metrics.per_image import MeanPerImage
-from models.dic import DIC, denormalise, normalise, start_from
+from models.dic import DIC, denormalise, normalise
 from models.heatmaps import HEATMAP_STRIDE, heatmaps_to_landmarks
+from models.pretrained import start_from
 from models.resampling import resize_bicubic, to_uint8
 from run_folders import find_checkpoint
 
@@ -41,6 +42,9 @@ def dic_losses(
     pixel = torch.stack([l1_loss(image.float(), target) for image in images]).sum()
     heatmap = torch.stack([mse_loss(maps.float(), target_heatmaps) for maps in heatmaps]).sum()
     return pixel, heatmap
+
+
+LANDMARK_METRICS = ("val/nme_interocular", "val/nme_interocular_argmax")
 
 
 class LandmarkErrors(MetricCollection):
@@ -81,7 +85,7 @@ class GeneratorModule(L.LightningModule):
         compile: have `torch.compile` translate the network.
     """
 
-    monitored = ("val/psnr_y", "val/ssim_y", "val/psnr_rgb", "val/ssim_rgb", "val/nme_interocular")
+    monitored = ("val/psnr_y", "val/ssim_y", "val/psnr_rgb", "val/ssim_rgb", *LANDMARK_METRICS)
 
     def __init__(
         self, net: DIC, initial_weights: str | None, hourglass_will_do: bool, channels_last: bool, compile: bool
@@ -112,10 +116,9 @@ class GeneratorModule(L.LightningModule):
         """HR faces as the losses take them: float32 B,3,H,W, mean-subtracted."""
         return normalise(batch["hr"].float() / 255).contiguous(memory_format=self.memory_format)
 
-    def log_terms(self, terms: dict[str, Tensor], batch_size: int) -> None:
-        """Log loss terms as means over the epoch."""
-        values = {f"train/{name}": value.detach() for name, value in terms.items()}
-        self.log_dict(values, on_step=False, on_epoch=True, batch_size=batch_size, sync_dist=True)
+    def log_terms(self, terms: dict[str, Tensor]) -> None:
+        """Log loss terms of this batch and process, every `trainer.log_every_n_steps` batches."""
+        self.log_dict({f"train/{name}": value.detach() for name, value in terms.items()})
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Any]:
         """Update the metrics, and return what `restore` gives, for those who want to show it."""
@@ -136,7 +139,8 @@ class GeneratorModule(L.LightningModule):
             last step, uint8 B,3,H,H; `heatmaps` of the last step, B,K,H/4,H/4; `landmarks` that they show, float32
             B,K,2 in HR pixels.
         """
-        images, heatmaps = self(batch["lr"])
+        with torch.autocast(self.device.type, enabled=False):  # as precise as when it is used
+            images, heatmaps = self(batch["lr"])
         steps = [to_uint8(denormalise(image.float())) for image in images]
         lr = to_uint8(batch["lr"])
         panels = {"LR": lr, "bicubic": resize_bicubic(lr, batch["hr"].shape[-1])}

@@ -16,13 +16,13 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
-from torch.nn.functional import interpolate, mse_loss
+from torch.nn.functional import mse_loss
 from torchmetrics import MeanMetric
 
-from lightning_modules.generator import LandmarkErrors, check_faces, decode
+from lightning_modules.generator import LANDMARK_METRICS, LandmarkErrors, check_faces, decode
 from lightning_modules.schedules import Adam, training_length
 from models.dic import normalise
-from models.heatmaps import HEATMAP_STRIDE, landmarks_to_heatmaps
+from models.heatmaps import HEATMAP_STRIDE, enlarge_heatmaps, landmarks_to_heatmaps
 from models.hourglass import FeedbackHourglass
 from models.resampling import to_uint8
 
@@ -43,7 +43,7 @@ class HourglassModule(L.LightningModule):
         ValueError: an argument is out of its range, or `onecycle` has no known length.
     """
 
-    monitored = ("val/nme_interocular", "val/nme_interocular_argmax", "val/heatmap")
+    monitored = (*LANDMARK_METRICS, "val/heatmap")
 
     def __init__(
         self,
@@ -95,21 +95,21 @@ class HourglassModule(L.LightningModule):
         found = self(batch["hr"])
         target = landmarks_to_heatmaps(batch["landmarks"] / HEATMAP_STRIDE, found[0].shape[-1], self.sigma())
         loss = torch.stack([mse_loss(maps.float(), target) for maps in found]).sum()
-        count = {"batch_size": len(target), "sync_dist": True}
-        self.log("train/g/heatmap", loss.detach(), on_step=False, on_epoch=True, **count)  # type: ignore[arg-type]
+        self.log("train/g/heatmap", loss.detach())
         return loss
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Any]:
         """Update the metrics with the last call's heatmaps; return what `callbacks.face_strip.FaceStrip` shows."""
-        heatmaps = self(batch["hr"])[-1].float()
+        with torch.autocast(self.device.type, enabled=False):  # as precise as when it is used
+            heatmaps = self(batch["hr"])[-1]
         self.val_heatmap.update(mse_loss(heatmaps, batch["heatmaps"]), weight=len(heatmaps))
         self.val_landmarks.update(heatmaps, batch["landmarks"])
         self.log("val/heatmap", self.val_heatmap)
         self.log_dict(self.val_landmarks)
-        strongest = interpolate(heatmaps.amax(dim=1, keepdim=True), size=batch["hr"].shape[-1], mode="bilinear")
+        strongest = enlarge_heatmaps(heatmaps.amax(dim=1, keepdim=True))
         panels = {"HR": batch["hr"], "heatmaps": to_uint8(strongest.expand(-1, 3, -1, -1))}
         return {"panels": panels, "marked": batch["hr"], "landmarks": decode(heatmaps)}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store the network's sizes, which also mark the file as a hourglass."""
+        """Store the network's sizes, for those who want to know them without reading the weights."""
         checkpoint["hourglass_config"] = dict(self.net.config)

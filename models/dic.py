@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from models.checkpoints import read_checkpoint
 from models.hourglass import FeedbackHourglass
-from models.loading import DIC_KIND, HOURGLASS_KIND, build_strictly, dic_sizes, kind_of, load_strictly, network_weights
+from models.loading import DIC_KIND, build_strictly, dic_sizes, network_weights
 
 SCALE = 8
 SIDE_MULTIPLE = 8  # the hourglass halves the 2h x 2w grid four times
@@ -277,39 +277,3 @@ def _check_shape(lr: Tensor) -> None:
     height, width = lr.shape[2:]
     if height % SIDE_MULTIPLE or width % SIDE_MULTIPLE or 0 in (height, width):
         raise ValueError(f"DIC takes images whose sides are multiples of {SIDE_MULTIPLE}; got {height}x{width}")
-
-
-def load_generator(path: str | Path) -> DIC:
-    """Load a trained generator, whether trained with this project or published by the authors.
-
-    Args:
-        path: a checkpoint of this project (it carries `dic_config`), or any file that `DIC.from_official` takes.
-
-    Returns:
-        The network on the CPU in eval mode. If the training kept averaged weights, they are what is loaded.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        models.checkpoints.CheckpointError: if the file is unsafe or damaged, or is not a DIC.
-    """
-    checkpoint = read_checkpoint(path)
-    weights = network_weights(checkpoint, path, DIC_KIND)
-    config = checkpoint["dic_config"] if "dic_config" in checkpoint else dic_sizes(weights, path)
-    return build_strictly(DIC, config, weights, path).eval()
-
-
-def start_from(net: DIC, path: str | Path, hourglass_will_do: bool = True) -> None:
-    """Give a generator the weights of an earlier stage.
-
-    Args:
-        net: what is to be trained.
-        path: a checkpoint of this project or of the authors: a whole generator, or a hourglass, which becomes `net.HG`.
-        hourglass_will_do: whether the latter is allowed.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        models.checkpoints.CheckpointError: if the file is unsafe or damaged, or its network is another or does not fit.
-    """
-    kinds = (DIC_KIND, HOURGLASS_KIND) if hourglass_will_do else (DIC_KIND,)
-    weights = network_weights(read_checkpoint(path), path, *kinds)
-    load_strictly(net.HG if kind_of(weights) == HOURGLASS_KIND else net, weights, path)

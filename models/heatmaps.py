@@ -13,6 +13,7 @@ Estimation, CVPR 2020 (heatmaps); Sagonas et al., 300 Faces in-the-Wild, ICCVW 2
 
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate, pad
 
 HEATMAP_STRIDE = 4
 NUM_LANDMARKS = 68
@@ -91,6 +92,14 @@ def _parabola_offset(logs: Tensor, peak: Tensor, position: Tensor, step: int, le
     offset = (after - before) / (2 * curvature.clamp_min(1e-6))
     inside = (position > 0) & (position < length - 1)
     return torch.where(inside, offset.clamp(-0.5, 0.5), torch.zeros_like(offset))
+
+
+def enlarge_heatmaps(heatmaps: Tensor) -> Tensor:
+    """Interpolate heatmaps to the size of the image, pixel u to pixel 4 * u: B,C,S,S -> B,C,4S,4S."""
+    rows, columns = ((length - 1) * HEATMAP_STRIDE + 1 for length in heatmaps.shape[-2:])
+    fine = interpolate(heatmaps, size=(rows, columns), mode="bilinear", align_corners=True)
+    rest = HEATMAP_STRIDE - 1  # of the last heatmap pixel
+    return pad(fine, (0, rest, 0, rest), mode="replicate")
 
 
 def flip_landmarks(landmarks: Tensor, width: int) -> Tensor:

@@ -10,14 +10,9 @@ Shapes: B batch, H x W image (multiples of 64), C num_features, K num_landmarks;
 Attribute names and indices inside the Sequentials are those of the authors' checkpoints, which load key by key.
 """
 
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from models.checkpoints import read_checkpoint
-from models.loading import HOURGLASS_KIND, build_strictly, hourglass_sizes, network_weights
 
 HOURGLASS_DEPTH = 4  # halvings inside the hourglass: its grid must be divisible by 2**4
 
@@ -132,17 +127,3 @@ class FeedbackHourglass(nn.Module):
         both = self.hg(self.compress_in(torch.cat((feature, hidden), dim=1)))  # B,2C,H/4,W/4
         for_heatmaps, hidden = both.chunk(2, dim=1)
         return self.hg_conv_out(for_heatmaps), hidden
-
-
-def load_hourglass(path: str | Path) -> FeedbackHourglass:
-    """Load a trained hourglass, whether trained with this project or published by the authors (`FB_HG_68_CelebA.pth`).
-
-    Returns:
-        The network on the CPU in eval mode.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        models.checkpoints.CheckpointError: if the file is unsafe or damaged, or is not a feedback hourglass.
-    """
-    weights = network_weights(read_checkpoint(path), path, HOURGLASS_KIND)
-    return build_strictly(FeedbackHourglass, hourglass_sizes(weights, path), weights, path).eval()

@@ -9,13 +9,8 @@ Shapes: B batch, S side of the image.
 Attribute names and indices inside the Sequentials are those of the authors' checkpoints, which load key by key.
 """
 
-from pathlib import Path
-
 import torch
 from torch import Tensor, nn
-
-from models.checkpoints import read_checkpoint
-from models.loading import DISCRIMINATOR_KIND, FEATURES_KIND, build_strictly, network_weights
 
 NUM_POOLS = 4  # halvings in the features, each rounded up
 FEATURE_CHANNELS = 128
@@ -101,18 +96,3 @@ class LightCNN(LightCNNFeatures):
         if image.shape[-2:] != (self.size, self.size):
             raise ValueError(f"LightCNN was built for {self.size}x{self.size} images; got shape {tuple(image.shape)}")
         return self.classifier(super().forward(image).flatten(1))
-
-
-def load_light_cnn_features(path: str | Path) -> LightCNNFeatures:
-    """Load the published perceptual features (`LightCNN_feature.pth`), or those of a discriminator.
-
-    Returns:
-        The network on the CPU in eval mode.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        models.checkpoints.CheckpointError: if the file is unsafe or damaged, or holds another network.
-    """
-    weights = network_weights(read_checkpoint(path), path, FEATURES_KIND, DISCRIMINATOR_KIND)
-    features = {key: value for key, value in weights.items() if key.startswith("features.")}
-    return build_strictly(LightCNNFeatures, {}, features, path).eval()

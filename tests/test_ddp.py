@@ -9,10 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from cli import test as run_test
 from datamodules.ferplus_labels import CLASSES
-from tests.tiny_runs import REPOSITORY, classifier_args, read_csv
+from models.checkpoints import read_checkpoint
+from tests.tiny_runs import REPOSITORY, classifier_args, config, generator_options, read_csv
 
 TWO = ["--trainer.devices=2", "--trainer.strategy=ddp"]
 LONGER = ["--trainer.limit_train_batches=1.0", "--trainer.max_epochs=3", "--model.learning_rate=0.02"]
@@ -72,3 +74,26 @@ def test_testing(trained: Path) -> None:
     assert logged[-1] == pytest.approx(figures[1]["acc"]), "validation by two processes during training"
     errors = [float(row["val/ece"]) for row in read_csv(trained / "metrics.csv") if row["val/ece"]]
     assert errors[-1] == pytest.approx(figures[1]["ece"], rel=1e-4)
+
+
+@pytest.mark.parametrize("stage", ["dic", "dicgan"])
+def test_generators(stage: str, tiny_faces: Path, tmp_path: Path) -> None:
+    """Both halves of a batch on their own processes: the mean of the gradients, and thus the weights, are the same."""
+    configs = {"dic": "generator/dic_small", "dicgan": "generator/dicgan_small"}
+    strategy = "ddp_find_unused_parameters_true" if stage == "dicgan" else "ddp"
+    arguments = [*config(configs[stage]), *generator_options(tiny_faces, stage), "--trainer.limit_train_batches=3"]
+    if stage == "dic":
+        arguments += ["--model.freeze_hourglass=1"]
+    start(
+        "train.py", [*arguments, f"--runs={tmp_path / 'two'}", "--trainer.devices=2", f"--trainer.strategy={strategy}"]
+    )
+    start("train.py", [*arguments, f"--runs={tmp_path / 'one'}"])
+    two, one = (next((tmp_path / name).glob("*/*")) for name in ("two", "one"))
+    weights = [read_checkpoint(run / "checkpoints" / "latest.ckpt")["current_model_state"] for run in (two, one)]
+    for key, value in weights[1].items():  # type: ignore[attr-defined]
+        torch.testing.assert_close(weights[0][key], value, atol=2e-4, rtol=0)  # type: ignore[index]
+    quality = [
+        [float(row["val/psnr_y"]) for row in read_csv(run / "metrics.csv") if row["val/psnr_y"]] for run in (two, one)
+    ]
+    assert quality[0] == pytest.approx(quality[1], abs=1e-2)
+    assert len(list((two / "faces").glob("*.png"))) == 1

@@ -9,9 +9,10 @@ from torch import Tensor
 
 import export
 from models.checkpoints import CheckpointError, read_checkpoint
-from models.dic import DIC, load_generator
-from models.hourglass import FeedbackHourglass, load_hourglass
+from models.dic import DIC
+from models.hourglass import FeedbackHourglass
 from models.light_cnn import LightCNN
+from models.pretrained import load_generator, load_hourglass
 
 SHAPES = json.loads((Path(__file__).parent / "fixtures" / "dic_shapes.json").read_text())
 

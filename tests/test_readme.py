@@ -1,4 +1,4 @@
-"""Every command of the README is accepted, and what it points to is there."""
+"""Every command of the README and of docs/ is accepted, and what it points to is there."""
 
 import re
 import shlex
@@ -13,10 +13,12 @@ import cli
 import compare
 import export
 import folder_upscale
+from benchmarks import generator as generator_benchmark
 from datamodules import face_pack, synthetic
 from tests.tiny_runs import REPOSITORY
 
-README = (REPOSITORY / "README.md").read_text()
+PAGES = [REPOSITORY / "README.md", *sorted(REPOSITORY.glob("docs/*.md"))]
+README = "\n".join(page.read_text() for page in PAGES)
 
 
 def commands() -> list[str]:
@@ -68,6 +70,9 @@ def parse(name: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(face_pack, "pack_faces", lambda *_: {"names": [], "source": "", "left_out": []})
         monkeypatch.setattr(face_pack, "describe_left_out", lambda _: "")
         face_pack.main(words)
+    elif name == "-m" and words[0] == "benchmarks.generator":
+        monkeypatch.setattr(generator_benchmark, "measure", lambda _: {})
+        generator_benchmark.main(words[1:])
     else:
         assert name == "-m" and words[0] in ("venv", "pip"), f"what is {name} {' '.join(words)}?"
 
@@ -102,12 +107,14 @@ def test_a_wrong_command_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> No
         assert isinstance(error.value, AssertionError), "not exit code 0"
 
 
-def test_linked_files_exist() -> None:
-    links = re.findall(r"\]\((?!https?://|#)([^)#]+)", README) + re.findall(r'src="(?!https?://)([^"]+)"', README)
-    assert [link for link in links if not (REPOSITORY / link).exists()] == []
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_linked_files_exist(page: Path) -> None:
+    text = page.read_text()
+    links = re.findall(r"\]\((?!https?://|#)([^)#]+)", text) + re.findall(r'src="(?!https?://)([^"]+)"', text)
+    assert [link for link in links if not (page.parent / link).exists()] == []
 
 
 def test_named_files_exist() -> None:
     """Configurations and modules that the text names in code style."""
-    named = set(re.findall(r"(?:configs|weights|docs)/[\w/]+\.(?:yaml|md|png)", README))
+    named = set(re.findall(r"(?:configs|weights|docs)/[\w/]+\.(?:yaml|md|png|ckpt|safetensors)", README))
     assert named and [name for name in sorted(named) if not (REPOSITORY / name).exists()] == []

@@ -19,8 +19,9 @@ from callbacks.image_writer import HEAT_COLOUR, HEAT_OPACITY, LANDMARK_COLOUR, d
 from cli import upscale
 from datamodules.image_folder import MAX_PIXELS, list_images, pad, plan_batches
 from lightning_modules.enlarger import Enlarger
-from models.dic import DIC, load_generator, normalise
+from models.dic import DIC, normalise
 from models.heatmaps import heatmaps_to_landmarks
+from models.pretrained import load_generator
 from models.resampling import round_levels
 from tests.tiny_runs import NETWORK, REPOSITORY
 
@@ -205,7 +206,7 @@ def test_memory_is_bounded_whatever_the_batch_size(generator: Path, images: Path
     save(images / "a.png", levels(8, 8))
     task = folder_upscale.prepare(arguments(generator, images)).batches[0][0]
     tasks = [task._replace(width=width, height=64) for width in [64] * 40 + [MAX_PIXELS // 64] * 2]
-    batches = plan_batches(tasks, batch_size=1000)
+    batches = plan_batches(tasks, batch_size=1000, pixels=65_536)
     assert [len(batch) for batch in batches] == [1, 1, 16, 16, 8]
 
 
@@ -234,7 +235,7 @@ def test_files_that_cannot_be_enlarged_are_named_and_the_others_written(
     generator: Path, images: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     save(images / "good.png", levels(8, 8))
-    save(images / "large.png", np.zeros((257, 256), np.uint8))
+    save(images / "large.png", np.zeros((513, 256), np.uint8))
     save_truncated(images / "truncated.png")
     save_truncated(images / "truncated.jpg.bmp")
     (images / "empty.jpg").write_bytes(b"")
@@ -254,7 +255,7 @@ def test_files_that_cannot_be_enlarged_are_named_and_the_others_written(
     printed = capsys.readouterr()
     reasons = dict(line.removeprefix("skipped: ").split(": ", 1) for line in printed.err.splitlines() if "skip" in line)
     wanted = {
-        "large.png": "256 x 257 are more than 65,536 pixels",
+        "large.png": "256 x 513 are more than 131,072 pixels",
         "truncated.png": "not a readable image (image file is truncated",
         "truncated.jpg.bmp": "not a readable image (image file is truncated",  # which its header does not show
         "empty.jpg": "not a readable image of the formats PNG",

@@ -13,6 +13,7 @@ TRAINER = [
     "--trainer.max_steps=-1",
     "--trainer.max_epochs=1",
     "--trainer.check_val_every_n_epoch=1",
+    "--trainer.val_check_interval=1.0",
     "--trainer.limit_train_batches=2",
     "--trainer.num_sanity_val_steps=0",
     "--trainer.enable_model_summary=false",
@@ -34,7 +35,12 @@ def classifier_options(root: Path) -> list[str]:
 def generator_options(faces: Path, stage: str = "dic") -> list[str]:
     """Overrides: the smallest network of a stage, from scratch, two batches of two faces of 64 pixels."""
     data = [f"--data.train_root={faces}", f"--data.val_root={faces}", "--data.batch_size=2", "--data.num_workers=0"]
-    data += ["--data.hr_size=64", "--data.val_min_face_size=0", "--trainer.limit_val_batches=2"]
+    data += [
+        "--data.hr_size=64",
+        "--data.min_face_size=0",
+        "--data.val_min_face_size=0",
+        "--trainer.limit_val_batches=2",
+    ]
     if stage == "hourglass":
         return [*TRAINER, *data, "--model.net.init_args.num_features=8"]
     model = [f"--model.net.init_args.{name}={value}" for name, value in NETWORK.items()]

@@ -97,7 +97,7 @@ def test_same_faces_once_per_validation(tmp_path: Path, num_faces: int) -> None:
     assert media[1][0][keys[0]]._caption == "epoch 1, batch 2"
 
     pictures = sorted((tmp_path / "run" / "faces").iterdir())
-    assert [path.name for path in pictures] == ["epoch_0000.png", "epoch_0001.png"]
+    assert [path.name for path in pictures] == ["batch_0000001.png", "batch_0000002.png"]
     picture = np.asarray(Image.open(pictures[1]))
     assert picture.shape == (len(keys) * (HEADER + 64), 6 * 64, 3)
     assert data.val_set is not None

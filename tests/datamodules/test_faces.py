@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import default_collate
 
-from datamodules.face_augmentation import LandmarkAugmentation
+from datamodules.face_augmentation import LandmarkAugmentation, to_gray
 from datamodules.face_pack import pack_faces
 from datamodules.face_sets import FaceSet, photograph
 from datamodules.faces import FaceDataset, FaceLandmarkDataModule, complete_batch
 from datamodules.synthetic import write_faces
 from models.heatmaps import heatmaps_to_landmarks
+from models.resampling import resize_bicubic
 from tests.datamodules.face_writers import points, write_face
 
 
@@ -263,3 +265,26 @@ def test_faces_of_one_photograph_in_both_folders_are_refused(tmp_path: Path) -> 
         FaceLandmarkDataModule(str(tmp_path / "train"), str(tmp_path / "val"), hr_size=64, val_min_face_size=0).setup(
             "fit"
         )
+
+
+def test_validation_sees_what_the_generator_is_for_and_the_same_in_every_epoch(tiny_faces: Path) -> None:
+    augmentation = LandmarkAugmentation(flip=1.0, rotation=40.0, shift=0.2, gray=1.0, noise=8.0)
+    data = FaceLandmarkDataModule(
+        str(tiny_faces), str(tiny_faces), hr_size=64, val_min_face_size=0, augmentation=augmentation
+    )
+    data.setup("fit")
+    assert data.val_set is not None
+    first, second = (
+        data.on_after_batch_transfer(default_collate([data.val_set[epoch, index] for index in range(4)]), 0)
+        for epoch in (0, 1)
+    )
+    faces = data.val_set.faces
+    expected = to_gray(torch.from_numpy(np.stack([faces.images[index] for index in range(4)])).permute(0, 3, 1, 2))
+    assert torch.equal(first["hr"], expected)
+    torch.testing.assert_close(first["landmarks"], torch.from_numpy(faces.landmarks[:4]), atol=1e-4, rtol=0)
+    clean = resize_bicubic(expected, 8).float() / 255
+    assert 0.5 / 255 < (first["lr"] - clean).abs().mean() < 8 / 255
+    assert torch.equal(first["lr"], second["lr"])
+    plain = FaceLandmarkDataModule(str(tiny_faces), str(tiny_faces), hr_size=64, val_min_face_size=0)
+    plain.setup("fit")
+    assert plain.val_set is not None and "draws" not in plain.val_set[0, 0]

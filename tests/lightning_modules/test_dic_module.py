@@ -19,10 +19,11 @@ from lightning_modules.schedules import Adam
 from metrics.image_quality import psnr_rgb, psnr_y, ssim_rgb, ssim_y
 from metrics.landmarks import nme_interocular
 from models.checkpoints import CheckpointError, read_checkpoint
-from models.dic import DIC, load_generator
+from models.dic import DIC
 from models.heatmaps import heatmaps_to_landmarks, landmarks_to_heatmaps
 from models.hourglass import FeedbackHourglass
 from models.light_cnn import LightCNN
+from models.pretrained import load_generator
 
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "dic_tiny.npz"
 SMALL = {"num_features": 4, "num_steps": 2, "num_groups": 1, "num_fusion_blocks": 1, "hourglass_features": 8}

@@ -14,7 +14,8 @@ from lightning_modules.schedules import Adam
 from metrics.landmarks import nme_interocular
 from models.dic import DIC, normalise
 from models.heatmaps import heatmaps_to_landmarks
-from models.hourglass import FeedbackHourglass, load_hourglass
+from models.hourglass import FeedbackHourglass
+from models.pretrained import load_hourglass
 
 
 def _data(faces: Path) -> FaceLandmarkDataModule:

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from models.checkpoints import CheckpointError, read_checkpoint
-from models.dic import DIC, load_generator
+from models.dic import DIC
+from models.pretrained import load_generator
 
 SIZES = {"num_features": 4, "num_groups": 2, "num_fusion_blocks": 1, "hourglass_features": 8}
 RECORDS = {"psnr": [np.float64(27.37), np.float32(26.9)], "epoch": np.int64(3), "best": [np.bool_(True)]}

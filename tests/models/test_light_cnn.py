@@ -10,7 +10,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from models.checkpoints import CheckpointError
 from models.dic import DIC
-from models.light_cnn import LightCNN, LightCNNFeatures, load_light_cnn_features
+from models.light_cnn import LightCNN, LightCNNFeatures
+from models.pretrained import load_light_cnn_features
 from tests.models.hash_weights import hash_uniform
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
