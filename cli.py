@@ -11,13 +11,14 @@ from typing import Any, Literal, NoReturn
 import lightning as L
 import torch
 import wandb
-import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import folder_upscale
+from callbacks.checkpoint_io import WholeCheckpointIO
+from callbacks.latest_checkpoint import LatestCheckpoint, RankState
 from callbacks.learning_rate import LearningRate
 from callbacks.log_lines import LogLines
 from callbacks.loggers import MetricsCSV, WandbMode, make_wandb_logger, quieten, wandb_mode
@@ -25,6 +26,7 @@ from callbacks.run_record import RunRecord, check_same_data
 from callbacks.test_report import TestReport
 from lightning_modules.upscale_only import UpscaleOnly
 from models.checkpoints import read_checkpoint
+from resuming import newest_whole, nothing_to_start_from
 from run_folders import find_checkpoint, find_run, is_child, new_run_folder, read_record, share_with_children
 
 Command = Literal["train", "test", "upscale"]
@@ -67,7 +69,11 @@ class SuperFERCLI(LightningCLI):
 
     def __init__(self, args: list[str], command: Command, run: Path | None = None) -> None:
         self.command, self.run_folder = command, run
-        own: dict[Command, list[L.Callback]] = {"train": [LearningRate()], "test": [TestReport()], "upscale": []}
+        own: dict[Command, list[L.Callback]] = {
+            "train": [LearningRate(), RankState()],
+            "test": [TestReport()],
+            "upscale": [],
+        }
         lines = [] if sys.stdout.isatty() or command == "upscale" else [LogLines()]
         super().__init__(
             args=args,
@@ -86,11 +92,10 @@ class SuperFERCLI(LightningCLI):
         parser.add_argument("--experiment", type=str, required=True, help="Folder below runs, and group in W&B")
         parser.add_argument("--runs", type=str, default="runs", help="Folder of all run folders")
         parser.add_argument("--tags", type=list[str], default=[], help="Further tags in W&B")
-        shared = {"enable_version_counter": False, "save_top_k": 1}
-        own: dict[str, dict[str, Any]] = {"best": {}, "latest": {"save_on_train_epoch_end": True}}
-        for name, values in own.items():
-            parser.add_lightning_class_args(ModelCheckpoint, name)
-            parser.set_defaults({f"{name}.{k}": v for k, v in {**shared, **values, "filename": name}.items()})
+        parser.add_lightning_class_args(ModelCheckpoint, "best")
+        best = {"enable_version_counter": False, "save_top_k": 1, "filename": "best"}
+        parser.set_defaults({f"best.{name}": value for name, value in best.items()})
+        parser.add_lightning_class_args(LatestCheckpoint, "latest")
         parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=_seed)
 
     def before_instantiate_classes(self) -> None:
@@ -139,6 +144,7 @@ class SuperFERCLI(LightningCLI):
             self.config_init[name].dirpath = str(folder.resolve() / "checkpoints")
         return super().instantiate_trainer(
             default_root_dir=str(folder),
+            plugins=[*(self.config_init.trainer.plugins or []), WholeCheckpointIO()],
             logger=self._loggers(folder, mode),
             enable_progress_bar=sys.stdout.isatty() and self.config.trainer.enable_progress_bar is not False,
             **kwargs,
@@ -219,24 +225,14 @@ def train(args: list[str] | None = None) -> Path:
     if resumed is not None:
         try:
             run = find_run(resumed)
-            checkpoint = find_checkpoint(run, ("latest.ckpt", "best.ckpt"))
-            read_checkpoint(checkpoint)  # a damaged file is named here, before anything starts
+            checkpoint = newest_whole(run)
         except (FileNotFoundError, ValueError) as error:
             _refuse(error)
-        arguments = ["--config", str(run / "config.yaml"), *_nothing_to_start_from(run), *arguments]
+        arguments = ["--config", str(run / "config.yaml"), *nothing_to_start_from(run), *arguments]
     cli = _parse(arguments, "train", run)
     with _finishing(cli):
         cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint, weights_only=True)
     return Path(cli.trainer.default_root_dir)
-
-
-def _nothing_to_start_from(run: Path) -> list[str]:
-    """Overrides with which a run needs no file of an earlier stage: its own checkpoint has all weights."""
-    config = yaml.safe_load((run / "config.yaml").read_text())
-    given = config.get("model", {}).get("init_args", {})
-    return [
-        f"--model.{name}={value}" for name, value in (("initial_weights", "null"), ("weights", "none")) if name in given
-    ]
 
 
 def test(args: list[str] | None = None) -> Path:
@@ -276,27 +272,17 @@ def upscale(args: list[str] | None = None) -> Path | None:
     """
     arguments = _arguments(args)
     if any(arg.split("=")[0] in folder_upscale.OPTIONS for arg in arguments):
-        return _upscale_folder(arguments)
+        keep_freed_memory()
+        try:
+            return folder_upscale.main(arguments)
+        except (ValueError, OSError, MisconfigurationException) as error:
+            _refuse(error)
     cli = _parse(arguments, "upscale")
     cli.trainer.predict(UpscaleOnly(), datamodule=cli.datamodule)
     folder = cli.datamodule.cache_folder
     if cli.trainer.is_global_zero:
         print(f"enlarged images: {folder}" if folder else f"{cli.datamodule.upscaler.name} needs no cache")
     return folder
-
-
-def _upscale_folder(args: list[str]) -> Path:
-    keep_freed_memory()
-    try:
-        job = folder_upscale.prepare(args)
-    except (ValueError, OSError, MisconfigurationException) as error:
-        _refuse(error)
-    report = folder_upscale.run(job)
-    if not report.finite:
-        _refuse(f"{job.checkpoint}: the generator returned numbers that are not finite; was it trained to its end?")
-    if report.skipped:
-        raise SystemExit(1)
-    return job.options.out
 
 
 @contextmanager

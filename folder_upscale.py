@@ -250,6 +250,28 @@ def run(job: Job) -> Report:
     return total
 
 
+def main(args: Sequence[str]) -> Path:
+    """The folder mode of upscale.py.
+
+    Returns:
+        The folder with the enlarged images.
+
+    Raises:
+        ValueError: as `prepare`; or the generator returned numbers that are not finite.
+        SystemExit: with code 1, if images had to be skipped.
+    """
+    job = prepare(args)
+    report = run(job)
+    if not report.finite:
+        raise ValueError(
+            f"{job.checkpoint}: the generator returned numbers that are not finite; was it trained to its end?"
+        )
+    if report.skipped:
+        raise SystemExit(1)
+    out: Path = job.options.out
+    return out
+
+
 def _print_skipped(skipped: dict[str, str]) -> None:
     for name, reason in skipped.items():
         print(f"skipped: {name}: {' '.join(reason.split())}", file=sys.stderr, flush=True)

@@ -18,7 +18,6 @@ Batches: `hr` uint8 B,3,H,H; `landmarks` float32 B,68,2, (x, y) in HR pixels, wh
 import hashlib
 from pathlib import Path
 
-import lightning as L
 import numpy as np
 import torch
 from torch import Tensor
@@ -28,7 +27,7 @@ from datamodules.face_augmentation import LandmarkAugmentation
 from datamodules.face_pack import check_crop, is_prepared, open_faces
 from datamodules.face_sets import FaceSet, hold_out, load_faces, refuse_shared
 from datamodules.files import is_synthetic
-from datamodules.samplers import EpochSampler
+from datamodules.samplers import EpochSampler, ResumableDataModule
 from models.dic import SCALE
 from models.heatmaps import HEATMAP_STRIDE, landmarks_to_heatmaps
 from models.resampling import resize_bicubic
@@ -93,7 +92,7 @@ def complete_batch(batch: dict[str, Tensor], augmentation: LandmarkAugmentation 
     }
 
 
-class FaceLandmarkDataModule(L.LightningDataModule):
+class FaceLandmarkDataModule(ResumableDataModule):
     """Serves faces with landmarks from a training and a validation folder, or from two parts of one.
 
     Training and validation never share a photograph (`datamodules.face_sets.photograph`) or a face's exact pixels:
@@ -243,6 +242,8 @@ class FaceLandmarkDataModule(L.LightningDataModule):
             raise ValueError(
                 f"batch_size {self.batch_size} is larger than the {len(dataset)} training faces in {self.train_root}"
             )
+        if training:
+            self.resume(sampler, per_device)
         return DataLoader(
             dataset,
             batch_size=per_device,

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import lightning as L
 import numpy as np
 import torch
 from torch.utils.data import BatchSampler, DataLoader
@@ -15,7 +14,7 @@ from datamodules.ferplus_labels import CLASSES, LabelMode, argmax_labels, majori
 from datamodules.ferplus_report import describe
 from datamodules.ferplus_source import CACHE_FOLDER, SPLITS, FERPlusTable, open_table
 from datamodules.files import is_synthetic
-from datamodules.samplers import EpochSampler
+from datamodules.samplers import EpochSampler, ResumableDataModule
 from datamodules.upscaled_cache import UpscaledCache
 from datamodules.upscalers import Interpolation, InterpolationUpscaler, Upscaler
 from models.dic import SCALE
@@ -71,7 +70,7 @@ def _kept(table: FERPlusTable, root: str | Path, split: str, label_mode: LabelMo
     return rows[kept], targets[kept]
 
 
-class FERPlusDataModule(L.LightningDataModule):
+class FERPlusDataModule(ResumableDataModule):
     """Serves FER+ for training, validation and testing.
 
     Batches are dictionaries: ``image`` float32 B,3,S,S in [0, 1]; ``target`` float32 B,8; ``label`` int64 B, the
@@ -259,6 +258,8 @@ class FERPlusDataModule(L.LightningDataModule):
             raise ValueError(f"batch_size is {self.batch_size}, more than the {len(dataset)} training images")
         self.fill_cache(self.open().rows(self.test_split if split == "test" else split))
         sampler = EpochSampler(len(dataset), self.seed, training, rank, world_size, drop_remainder=training)
+        if training:
+            self.resume(sampler, self.batch_size // world_size)
         return DataLoader(
             dataset,
             batch_sampler=BatchSampler(sampler, self.batch_size // world_size, drop_last=training),

@@ -16,7 +16,7 @@ def is_synthetic(root: str | Path) -> bool:
     return any((folder / SYNTHETIC_MARKER).is_file() for folder in (Path(root), Path(root).resolve().parent))
 
 
-def write_atomically(path: Path, data: bytes | str) -> None:
+def write_atomically(path: Path, data: bytes | memoryview | str) -> None:
     """Writes a file under a temporary name beside it, flushes it to the disk and renames it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)

@@ -1,8 +1,9 @@
-"""A sampler whose order depends on the seed and the epoch alone."""
+"""A sampler whose order depends on the seed and the epoch alone, and data modules that go on where they stopped."""
 
 from collections.abc import Iterator
 from typing import Any
 
+import lightning as L
 import numpy as np
 from torch.utils.data import Sampler
 
@@ -37,6 +38,11 @@ class EpochSampler(Sampler[Any]):  # of pairs, which torch's BatchSampler passes
         self.length, self.seed, self.shuffle = length, seed, shuffle
         self.rank, self.world_size, self.drop_remainder = rank, world_size, drop_remainder
         self.epoch = 0
+        self._served = 0
+
+    def start_at(self, epoch: int, served: int) -> None:
+        """Has the next iteration be the rest of ``epoch``, after ``served`` samples of this rank."""
+        self.epoch, self._served = epoch, served
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -50,8 +56,42 @@ class EpochSampler(Sampler[Any]):  # of pairs, which torch's BatchSampler passes
         return order[self.rank :: self.world_size]
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        return iter([(self.epoch, int(index)) for index in self._order()])
+        served, self._served = self._served, 0
+        return iter([(self.epoch, int(index)) for index in self._order()[served:]])
 
     def __len__(self) -> int:
         served = self.length // self.world_size * self.world_size if self.drop_remainder else self.length
         return len(range(self.rank, served, self.world_size))
+
+
+def epoch_is_over(trainer: L.Trainer) -> bool:
+    """Whether a checkpoint that is being written is that of an epoch's end."""
+    return trainer.fit_loop.epoch_progress.current.processed > trainer.current_epoch  # type: ignore[attr-defined]
+
+
+class ResumableDataModule(L.LightningDataModule):
+    """Keeps in the checkpoint how far training had come, so that a resumed run sees exactly the batches that are left.
+
+    Lightning makes the loader's iterator, and with it fetches the first batches, before it tells the sampler the epoch;
+    the state is loaded before that. Subclasses call ``resume`` on the sampler of their training loader.
+    """
+
+    _done = (0, 0)  # epochs, and batches of the epoch after them
+
+    def state_dict(self) -> dict[str, Any]:
+        """Called when a checkpoint is saved."""
+        if self.trainer is None or not self.trainer.training:
+            return {}
+        loop = self.trainer.fit_loop
+        batches = 0 if epoch_is_over(self.trainer) else loop.epoch_loop.batch_progress.current.ready
+        return {"epoch": loop.epoch_progress.current.processed, "batches": batches}  # type: ignore[attr-defined]
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Called when a run is resumed, before any loader is asked for."""
+        self._done = (state_dict.get("epoch", 0), state_dict.get("batches", 0))
+
+    def resume(self, sampler: EpochSampler, batch_size: int) -> None:
+        """Moves a training sampler to where the loaded state says; ``batch_size`` is that of a rank."""
+        epoch, batches = self._done
+        sampler.start_at(epoch, batches * batch_size)
+        self._done = (0, 0)

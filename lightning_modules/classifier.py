@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
-from torchmetrics import MetricCollection
+from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import (
     MulticlassAccuracy,
     MulticlassCalibrationError,
@@ -114,6 +114,7 @@ class EmotionClassifier(L.LightningModule):
             self.net = self.net.to(memory_format=torch.channels_last)
         self.register_buffer("class_weight", torch.ones(NUM_CLASSES))
         self.train_acc = MulticlassAccuracy(NUM_CLASSES, average="micro")
+        self.train_loss = MeanMetric()
         metrics = MetricCollection(
             {
                 "acc": MulticlassAccuracy(NUM_CLASSES, average="micro"),
@@ -169,7 +170,8 @@ class EmotionClassifier(L.LightningModule):
         logits = self(image)
         loss = self._loss(logits, target)
         self.train_acc(logits.detach(), target.argmax(dim=1))
-        self.log("train/loss", loss.detach(), on_step=False, on_epoch=True, batch_size=len(image), sync_dist=True)
+        self.train_loss.update(loss.detach(), weight=len(image))
+        self.log("train/loss", self.train_loss, on_step=False, on_epoch=True)
         self.log("train/acc", self.train_acc, on_step=False, on_epoch=True, prog_bar=True)
         return loss
 

@@ -7,6 +7,7 @@ are admitted under numpy's names, but resolve to the inert stand-ins below: the 
 
 import json
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -63,8 +64,15 @@ def read_checkpoint(path: str | Path) -> dict[str, object]:
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()  # torch does not look at the checksums
+            if damaged:
+                raise CheckpointError(f"checkpoint {path} is damaged: {damaged} has changed since it was written")
         with torch.serialization.safe_globals(list(_STAND_INS)):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
     except Exception as error:  # a damaged file makes the reader raise almost anything
         raise CheckpointError(_why_unreadable(path, error)) from error
     if not isinstance(checkpoint, dict):

@@ -57,7 +57,8 @@ def test_run_folder(finished: Path, tiny_ferplus: Path) -> None:
             for kind, end in (("metrics", "json"), ("predictions", "csv"))
         ),
     }
-    assert {path.name for path in (finished / "checkpoints").iterdir()} == {"best.ckpt", "latest.ckpt"}
+    checkpoints = {path.name for path in (finished / "checkpoints").iterdir()}
+    assert checkpoints == {"best.ckpt", "latest.ckpt", "previous.ckpt"}
     config = yaml.safe_load((finished / "config.yaml").read_text())
     assert config["seed_everything"] == 0 and config["experiment"] == "ferplus-bilinear"
     assert config["data"]["init_args"]["root"] == str(tiny_ferplus)

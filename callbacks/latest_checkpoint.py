@@ -1,0 +1,110 @@
+"""The checkpoint that a run is continued from, and what of a process's state belongs into it."""
+
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Checkpoint
+from torchmetrics import Metric
+
+from datamodules.samplers import epoch_is_over
+
+
+class LatestCheckpoint(Checkpoint):
+    """Writes ``latest.ckpt`` after every epoch, and within an epoch when ``minutes`` have passed since it was written.
+
+    Not after a batch that a validation follows: continued from there, the run would not make up for the validation.
+
+    Args:
+        minutes: bounds the work that is lost with a killed process.
+        dirpath: the folder; set by the command line.
+    """
+
+    def __init__(self, minutes: float = 10.0, dirpath: str | None = None) -> None:
+        if minutes < 0:
+            raise ValueError(f"minutes is {minutes}, needed is 0 or more")
+        self.interval, self.dirpath = timedelta(minutes=minutes), dirpath
+        self._written = time.monotonic()
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._written = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        batches = batch_idx + 1
+        if batches == trainer.num_training_batches or batches % trainer.accumulate_grad_batches:
+            return
+        counted = batches if trainer.check_val_every_n_epoch is not None else trainer.fit_loop.total_batch_idx + 1
+        if trainer.enable_validation and trainer.val_check_batch and counted % trainer.val_check_batch == 0:
+            return
+        if trainer.strategy.broadcast(time.monotonic() - self._written >= self.interval.total_seconds()):
+            self._write(trainer)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._write(trainer)
+
+    def _write(self, trainer: L.Trainer) -> None:
+        folder = Path(self.dirpath or trainer.default_root_dir)
+        trainer.save_checkpoint(folder / "latest.ckpt")
+        self._written = time.monotonic()
+
+
+class RankState(L.Callback):
+    """Keeps in the checkpoint what each process has of its own: random numbers, and metrics of the epoch under way."""
+
+    def __init__(self) -> None:
+        self._trainer: L.Trainer | None = None
+        self._loaded: list[dict[str, Any]] = []
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self._trainer = trainer if stage == "fit" else None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Called on every rank when a checkpoint is saved."""
+        if self._trainer is None:
+            return {}
+        own = {
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+            "metrics": {
+                name: {state: _on_cpu(getattr(metric, state)) for state in metric._defaults}
+                | {"_update_count": metric._update_count}
+                for name, metric in _training_metrics(self._trainer.lightning_module)
+                if not epoch_is_over(self._trainer)
+            },
+        }
+        ranks = [own]
+        if self._trainer.world_size > 1:
+            ranks = [own] * self._trainer.world_size
+            torch.distributed.all_gather_object(ranks, own)
+        return {"ranks": ranks}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Called when a run is resumed; the state is put in place when training starts, after all that draws before."""
+        self._loaded = state_dict.get("ranks", [])
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if len(self._loaded) == trainer.world_size:  # else on other devices, where it cannot be exact
+            own = self._loaded[trainer.global_rank]
+            torch.set_rng_state(own["torch"])
+            if own["cuda"] is not None and torch.cuda.is_available():
+                torch.cuda.set_rng_state(own["cuda"])
+            for name, metric in _training_metrics(pl_module):
+                for state, value in own["metrics"].get(name, {}).items():
+                    setattr(metric, state, value.to(pl_module.device) if isinstance(value, torch.Tensor) else value)
+                metric._computed = None
+        self._loaded = []
+
+
+def _training_metrics(module: L.LightningModule) -> list[tuple[str, Metric]]:
+    """Metrics whose states run over an epoch of training; those of validation are done with when a file is written."""
+    found = [(name, part) for name, part in module.named_modules() if isinstance(part, Metric)]
+    return [(name, metric) for name, metric in found if name.startswith("train_")]
+
+
+def _on_cpu(value: Any) -> Any:
+    return value.detach().cpu().clone() if isinstance(value, torch.Tensor) else value
