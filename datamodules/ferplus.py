@@ -84,8 +84,9 @@ class FERPlusDataModule(ResumableDataModule):
         label_mode: How votes become training targets.
         batch_size: Images in a batch over all devices.
         input_size: Side S of the images served, 8 to 384 pixels; below 384 they are reduced with antialiasing.
-        half_size_epochs: The first epochs train at half the input size, at less than half the cost (progressive
-            resizing); validation and testing always see the whole size.
+        early_size: Side of the images in the first epochs, which cost less then (progressive resizing); validation and
+            testing always see ``input_size``.
+        early_epochs: Number of these epochs.
         num_workers: Processes that prepare batches, per device.
         augment: Random changes of training images.
         augmentation: What they are.
@@ -101,7 +102,8 @@ class FERPlusDataModule(ResumableDataModule):
         label_mode: LabelMode = "crossentropy",
         batch_size: int = 64,
         input_size: int = UPSCALED_SIZE,
-        half_size_epochs: int = 0,
+        early_size: int = 64,
+        early_epochs: int = 0,
         num_workers: int = 2,
         augment: bool = True,
         augmentation: FaceAugmentation | None = None,
@@ -115,12 +117,10 @@ class FERPlusDataModule(ResumableDataModule):
         if batch_size < 1 or num_workers < 0:
             raise ValueError(f"batch_size is {batch_size} (allowed: 1 or more), num_workers {num_workers} (0 or more)")
         process_votes(np.zeros((1, 10), dtype=np.int64), label_mode)  # refuses an unknown mode
-        if half_size_epochs and input_size < 16:
-            raise ValueError(
-                f"input_size is {input_size}, half of it is too small; allowed with half_size_epochs: 16 up"
-            )
+        if not 8 <= early_size <= UPSCALED_SIZE:
+            raise ValueError(f"early_size is {early_size}, allowed are 8 to {UPSCALED_SIZE}")
         self.root, self.label_mode, self.batch_size, self.input_size = root, label_mode, batch_size, input_size
-        self.half_size_epochs = half_size_epochs
+        self.early_size, self.early_epochs = early_size, early_epochs
         self.upscaler = InterpolationUpscaler(upscaler) if isinstance(upscaler, str) else upscaler
         self.num_workers, self.seed, self.test_split = num_workers, seed, test_split
         self.augmentation = (augmentation or FaceAugmentation()) if augment else None
@@ -206,7 +206,8 @@ class FERPlusDataModule(ResumableDataModule):
             faces=faces,
             places=self._unique[rows] if self._cache else rows,
             input_size=self.input_size,
-            half_size_epochs=self.half_size_epochs if training else 0,
+            early_size=self.early_size,
+            early_epochs=self.early_epochs if training else 0,
             augmentation=self.augmentation if training else None,
             draw_label=training and self.label_mode == "probability",
             seed=self.seed,

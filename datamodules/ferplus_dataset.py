@@ -56,7 +56,8 @@ class FERPlusDataset(Dataset):
         augmentation: Random changes, or None.
         draw_label: Draw each target from the distribution anew (FER+ "probability" mode).
         seed: Seed of all that is random.
-        half_size_epochs: The first epochs are served at half the input size.
+        early_size: Side of the images in the first epochs.
+        early_epochs: Number of these epochs.
     """
 
     def __init__(
@@ -71,19 +72,20 @@ class FERPlusDataset(Dataset):
         augmentation: FaceAugmentation | None = None,
         draw_label: bool = False,
         seed: int = 0,
-        half_size_epochs: int = 0,
+        early_size: int = 64,
+        early_epochs: int = 0,
     ) -> None:
         self.table, self.rows, self.labels, self.targets = table, rows, labels, targets
         self.faces, self.places, self.input_size = faces, places, input_size
         self.augmentation, self.draw_label, self.seed = augmentation, draw_label, seed
-        self.half_size_epochs = half_size_epochs
+        self.early_size, self.early_epochs = early_size, early_epochs
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitems__(self, keys: list[tuple[int, int]]) -> Batch:
         indices = np.array([index for _, index in keys])
-        size = self.input_size // 2 if keys[0][0] < self.half_size_epochs else self.input_size
+        size = self.early_size if keys[0][0] < self.early_epochs else self.input_size
         images = self._images(self.places[indices], size)
         if self.augmentation is not None:
             augmented = [

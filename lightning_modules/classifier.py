@@ -70,6 +70,7 @@ class EmotionClassifier(L.LightningModule):
         milestones: Fractions of the training at which ``step`` acts.
         label_smoothing: Share of the uniform distribution in the targets.
         mixup: Parameter alpha of mixup (Zhang et al., ICLR 2018); 0 is none.
+        mirror: Validates and tests with the mean of the probabilities of the image and its mirror image.
         class_weighting: Weights classes by the inverse of their frequency in training (mean 1 over images).
         channels_last: Memory format; faster on CPUs and on GPUs with tensor cores.
     """
@@ -90,6 +91,7 @@ class EmotionClassifier(L.LightningModule):
         milestones: tuple[float, ...] = (0.5, 0.75),
         label_smoothing: float = 0.05,
         mixup: float = 0.0,
+        mirror: bool = False,
         class_weighting: bool = False,
         channels_last: bool = True,
     ) -> None:
@@ -175,11 +177,18 @@ class EmotionClassifier(L.LightningModule):
         self.log("train/acc", self.train_acc, on_step=False, on_epoch=True, prog_bar=True)
         return loss
 
+    def probabilities(self, image: Tensor) -> Tensor:
+        """Float B,3,S,S in [0, 1] -> float32 B,8, as validation and testing judge them."""
+        probability = self(image).float().softmax(dim=1)
+        if self.hparams["mirror"]:
+            probability = (probability + self(image.flip(-1)).float().softmax(dim=1)) / 2
+        return probability
+
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        logits, label = self(batch["image"]), batch["label"]
-        loss = F.cross_entropy(logits, label)
-        self.val_metrics(logits.softmax(dim=1), label)
-        self.val_recall(logits, label)
+        probability, label = self.probabilities(batch["image"]), batch["label"]
+        loss = F.nll_loss(probability.clamp(min=1e-12).log(), label)
+        self.val_metrics(probability, label)
+        self.val_recall(probability, label)
         self.log("val/loss", loss, batch_size=len(label), sync_dist=True)
         self.log_dict(self.val_metrics, prog_bar=True)
 
@@ -190,7 +199,7 @@ class EmotionClassifier(L.LightningModule):
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Returns what ``callbacks.test_report.TestReport`` collects: ``index`` B and ``probability`` B,8."""
-        return {"index": batch["index"], "probability": self(batch["image"]).float().softmax(dim=1)}
+        return {"index": batch["index"], "probability": self.probabilities(batch["image"])}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         decayed = [p for p in self.parameters() if p.requires_grad and p.ndim > 1]

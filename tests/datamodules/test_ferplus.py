@@ -174,15 +174,15 @@ def test_reduction_is_antialiased() -> None:
     assert (middle - 0.6 * centres)[2:-2].abs().max() <= 1
 
 
-def test_first_epochs_at_half_the_size(tiny_ferplus: Path) -> None:
-    data = module(tiny_ferplus, input_size=64, half_size_epochs=2, augment=False)
+def test_first_epochs_at_another_size(tiny_ferplus: Path) -> None:
+    data = module(tiny_ferplus, input_size=64, early_size=32, early_epochs=2, augment=False)
     sizes = [batches(data, epoch)[0]["image"].shape[-2:] for epoch in range(4)]
     assert sizes == [(32, 32), (32, 32), (64, 64), (64, 64)]
     assert batches(data, 0, "val")[0]["image"].shape[-2:] == (64, 64)
     small = module(tiny_ferplus, input_size=32, augment=False)
     assert same(batches(data, 1), batches(small, 1))
-    with pytest.raises(ValueError, match="input_size is 15, half of it is too small"):
-        module(tiny_ferplus, input_size=15, half_size_epochs=1)
+    with pytest.raises(ValueError, match="early_size is 4, allowed are 8 to 384"):
+        module(tiny_ferplus, early_size=4, early_epochs=1)
 
 
 def test_cached_upscaler_is_run_once_per_distinct_image(few: Path, tmp_path: Path) -> None:

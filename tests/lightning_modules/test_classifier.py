@@ -169,3 +169,16 @@ def test_gray_input_takes_one_channel() -> None:
     other[:, 1:] = 0
     with torch.no_grad():
         assert torch.equal(module(image), module(other)) and module(image).shape == (2, 8)
+
+
+def test_mirror_judges_image_and_mirror_image_alike() -> None:
+    torch.manual_seed(0)
+    plain, mirrored = EmotionClassifier(mirror=False).eval(), EmotionClassifier(mirror=True).eval()
+    mirrored.load_state_dict(plain.state_dict())
+    image = torch.rand(3, 3, 32, 32)
+    batch = {"image": image, "index": torch.arange(3)}
+    with torch.no_grad():
+        sides = [plain(view).softmax(dim=1) for view in (image, image.flip(-1))]
+        assert torch.equal(plain.test_step(batch, 0)["probability"], sides[0])
+        torch.testing.assert_close(mirrored.test_step(batch, 0)["probability"], (sides[0] + sides[1]) / 2)
+        assert not torch.allclose(sides[0], sides[1], atol=1e-4)
