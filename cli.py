@@ -1,16 +1,14 @@
 """The command line behind train.py, test.py and upscale.py: one LightningCLI over one flat configuration."""
 
-import ctypes
 import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import lightning as L
 import torch
-import wandb
+import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
@@ -18,38 +16,26 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import folder_upscale
 from callbacks.checkpoint_io import WholeCheckpointIO
+from callbacks.finite import FiniteGradients
 from callbacks.latest_checkpoint import LatestCheckpoint, RankState
 from callbacks.learning_rate import LearningRate
 from callbacks.log_lines import LogLines
 from callbacks.loggers import MetricsCSV, WandbMode, make_wandb_logger, quieten, wandb_mode
 from callbacks.run_record import RunRecord, check_same_data
 from callbacks.test_report import TestReport
+from command_line import finishing, keep_freed_memory, refuse, take_option
 from lightning_modules.upscale_only import UpscaleOnly
 from models.checkpoints import read_checkpoint
-from resuming import newest_whole, nothing_to_start_from
+from resuming import NEUTRAL, changed_settings, forget_beyond, newest_run, newest_whole
 from run_folders import find_checkpoint, find_run, is_child, new_run_folder, read_record, share_with_children
 
 Command = Literal["train", "test", "upscale"]
 USAGE = {
-    "train": "--config FILE [--config FILE ...] [--resume RUN] [--KEY VALUE ...]",
+    "train": "--config FILE [--config FILE ...] [--resume RUN|auto] [--allow_change NAME,...] [--KEY VALUE ...]",
     "test": "--ckpt_path RUN_OR_CHECKPOINT [--split train|val|test] [--KEY VALUE ...]",
     "upscale": "--config FILE [--config FILE ...] [--KEY VALUE ...]\n"
     "       upscale.py --ckpt_path RUN_OR_FILE --images FOLDER --out FOLDER [--help]",
 }
-
-
-def keep_freed_memory() -> None:
-    """Has glibc keep freed memory: large tensors would go back to the system and fault in again, at 2-3 times the cost.
-
-    In effect that of starting the process with MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_ at 16 GiB.
-    """
-    try:
-        libc = ctypes.CDLL("libc.so.6")
-    except OSError:
-        return  # not glibc
-    m_trim_threshold, m_mmap_max = -1, -4
-    libc.mallopt(m_mmap_max, 0)
-    libc.mallopt(m_trim_threshold, 2**31 - 1)
 
 
 def _seed(value: Any) -> int:
@@ -65,10 +51,25 @@ class SuperFERCLI(LightningCLI):
         args: Command line without the program's name; None takes ``sys.argv``.
         command: What the run is for.
         run: Folder of an existing run; None makes a new one.
+        allow_change: Settings that a continued run may have otherwise than before, beside those that it always may.
+        find_run: Continue the newest run of this configuration, if there is one.
+
+    Attributes:
+        run_folder: Folder of the run.
+        checkpoint: What the training continues from, or None.
     """
 
-    def __init__(self, args: list[str], command: Command, run: Path | None = None) -> None:
+    def __init__(
+        self,
+        args: list[str],
+        command: Command,
+        run: Path | None = None,
+        allow_change: Sequence[str] = (),
+        find_run: bool = False,
+    ) -> None:
         self.command, self.run_folder = command, run
+        self.checkpoint: Path | None = None
+        self._allow_change, self._find_run = allow_change, find_run
         own: dict[Command, list[L.Callback]] = {
             "train": [LearningRate(), RankState()],
             "test": [TestReport()],
@@ -96,6 +97,7 @@ class SuperFERCLI(LightningCLI):
         best = {"enable_version_counter": False, "save_top_k": 1, "filename": "best"}
         parser.set_defaults({f"best.{name}": value for name, value in best.items()})
         parser.add_lightning_class_args(LatestCheckpoint, "latest")
+        parser.add_lightning_class_args(FiniteGradients, "finite")
         parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=_seed)
 
     def before_instantiate_classes(self) -> None:
@@ -103,6 +105,30 @@ class SuperFERCLI(LightningCLI):
         torch.set_float32_matmul_precision("high")
         if self.config.best.monitor is None:
             raise ValueError("best.monitor is missing: the metric that decides which checkpoint is the best")
+        if self.command == "train":
+            self._resume()
+
+    def _resume(self) -> None:
+        """Finds the run and the checkpoint to continue from, and refuses other settings than the run has."""
+        now = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+        if self._find_run:
+            seed = self.config.seed_everything
+            self.run_folder = newest_run(Path(self.config.runs) / self.config.experiment, seed, now)
+            print(
+                f"continuing {self.run_folder}" if self.run_folder else "no run to continue; starting one", flush=True
+            )
+        if self.run_folder is None:
+            return
+        changed = changed_settings(self.run_folder, now, self._allow_change)
+        if changed:
+            raise ValueError(
+                f"settings differ from those of {self.run_folder}: {'; '.join(changed)}. Epochs, devices, workers and "
+                "logging may change; anything else if it is named: --allow_change NAME[,NAME...]"
+            )
+        self.checkpoint = newest_whole(self.run_folder)
+        for name, value in NEUTRAL.items():
+            if name in self.config.model.init_args:
+                self.config.model.init_args[name] = value
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Refuses what cannot work before a folder is made or W&B is started; then builds the trainer."""
@@ -166,35 +192,17 @@ class SuperFERCLI(LightningCLI):
         return [make_wandb_logger(folder, self.config.experiment, self.command, tags, mode), *loggers]
 
 
-def _refuse(error: object) -> NoReturn:
-    """One line, exit code 2."""
-    print("error: " + " ".join(str(error).split()), file=sys.stderr)
-    raise SystemExit(2)
-
-
-def _take_option(args: list[str], name: str) -> tuple[str | None, list[str]]:
-    """Value of ``--name VALUE`` or ``--name=VALUE`` and the other arguments."""
-    for place, arg in enumerate(args):
-        if arg == name:
-            if place + 1 == len(args):
-                _refuse(f"{name} needs a value")
-            return args[place + 1], args[:place] + args[place + 2 :]
-        if arg.startswith(f"{name}="):
-            return arg.removeprefix(f"{name}="), args[:place] + args[place + 1 :]
-    return None, args
-
-
 def _arguments(args: list[str] | None) -> list[str]:
     quieten()
     return list(sys.argv[1:] if args is None else args)
 
 
-def _parse(args: list[str], command: Command, run: Path | None = None) -> SuperFERCLI:
+def _parse(args: list[str], command: Command, run: Path | None = None, **more: Any) -> SuperFERCLI:
     """Parses and builds; what is wrong with the arguments or the data ends in one line and exit code 2."""
     try:
-        return SuperFERCLI(args, command, run)
+        return SuperFERCLI(args, command, run, **more)
     except (ValueError, OSError, MisconfigurationException) as error:
-        _refuse(error)
+        refuse(error)
 
 
 def _find_tested(path: str | None) -> tuple[Path, Path]:
@@ -214,24 +222,29 @@ def _find_tested(path: str | None) -> tuple[Path, Path]:
 def train(args: list[str] | None = None) -> Path:
     """Trains what the configuration describes; ``--resume RUN`` continues a run in its folder.
 
+    ``--resume auto`` continues the newest run of the configuration, or starts the first.
+
     Args:
         args: Command line; None takes ``sys.argv``.
 
     Returns:
         The run folder.
     """
-    resumed, arguments = _take_option(_arguments(args), "--resume")
-    run, checkpoint = None, None
-    if resumed is not None:
+    resumed, arguments = take_option(_arguments(args), "--resume")
+    allowed, arguments = take_option(arguments, "--allow_change")
+    run, more = None, {"allow_change": (allowed or "").split(",") if allowed else (), "find_run": resumed == "auto"}
+    if resumed not in (None, "auto"):
         try:
-            run = find_run(resumed)
-            checkpoint = newest_whole(run)
-        except (FileNotFoundError, ValueError) as error:
-            _refuse(error)
-        arguments = ["--config", str(run / "config.yaml"), *nothing_to_start_from(run), *arguments]
-    cli = _parse(arguments, "train", run)
-    with _finishing(cli):
-        cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint, weights_only=True)
+            run = find_run(str(resumed))
+        except FileNotFoundError as error:
+            refuse(error)
+        arguments = ["--config", str(run / "config.yaml"), *arguments]
+    cli = _parse(arguments, "train", run, **more)
+    if cli.checkpoint is not None and cli.run_folder is not None and cli.trainer.is_global_zero:
+        forget_beyond(cli.run_folder, cli.checkpoint)
+    latest = next(callback for callback in cli.trainer.callbacks if isinstance(callback, LatestCheckpoint))  # type: ignore[attr-defined]
+    with finishing(cli.trainer), latest.listening():
+        cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=cli.checkpoint, weights_only=True)
     return Path(cli.trainer.default_root_dir)
 
 
@@ -244,16 +257,16 @@ def test(args: list[str] | None = None) -> Path:
     Returns:
         The run folder, which now holds ``metrics_{split}.json`` and ``predictions_{split}.csv``.
     """
-    path, arguments = _take_option(_arguments(args), "--ckpt_path")
-    split, arguments = _take_option(arguments, "--split")
+    path, arguments = take_option(_arguments(args), "--ckpt_path")
+    split, arguments = take_option(arguments, "--split")
     try:
         run, checkpoint = _find_tested(path)
     except (FileNotFoundError, ValueError) as error:
-        _refuse(error)
+        refuse(error)
     one_device = ["--trainer.devices=1", "--trainer.num_nodes=1", "--trainer.strategy=auto"]  # exact and simple
     chosen = [f"--data.test_split={split or 'test'}", "--model.weights=none"]  # the checkpoint has all weights
     cli = _parse(["--config", str(run / "config.yaml"), *one_device, *chosen, *arguments], "test", run)
-    with _finishing(cli):
+    with finishing(cli.trainer):
         cli.trainer.test(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint, weights_only=True)
     return run
 
@@ -276,27 +289,10 @@ def upscale(args: list[str] | None = None) -> Path | None:
         try:
             return folder_upscale.main(arguments)
         except (ValueError, OSError, MisconfigurationException) as error:
-            _refuse(error)
+            refuse(error)
     cli = _parse(arguments, "upscale")
     cli.trainer.predict(UpscaleOnly(), datamodule=cli.datamodule)
     folder = cli.datamodule.cache_folder
     if cli.trainer.is_global_zero:
         print(f"enlarged images: {folder}" if folder else f"{cli.datamodule.upscaler.name} needs no cache")
     return folder
-
-
-@contextmanager
-def _finishing(cli: SuperFERCLI) -> Iterator[None]:
-    """Afterwards closes W&B, so that the next run of this process is another one, and says where everything is."""
-    exit_code = 1
-    try:
-        yield
-        exit_code = 0
-    finally:
-        share_with_children(None)
-        if cli.trainer.is_global_zero:
-            wandb.finish(exit_code=exit_code)
-            folder = Path(cli.trainer.default_root_dir)
-            print(f"run folder: {folder}")
-            if any(folder.glob("wandb/offline-run-*")):
-                print(f"to upload to W&B: wandb sync {folder}/wandb/offline-run-*", flush=True)

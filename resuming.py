@@ -1,13 +1,47 @@
 """What continuing a run takes: the newest checkpoint that is whole, and no file from outside the run folder."""
 
+import csv
+import io
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
+from datamodules.files import write_atomically
 from models.checkpoints import CheckpointError, read_checkpoint
 from run_folders import find_checkpoint
 
+# Settings that name weights to start from. A continued run needs none: its own checkpoint has them all. (Only frozen
+# perceptual features from a file, DICGAN's perceptual_weights, are read from that file again.)
+NEUTRAL = {"initial_weights": None, "weights": "none"}
+MAY_CHANGE = (  # without another result, or on purpose
+    "config",
+    "data.init_args.num_workers",
+    "finite",
+    "latest",
+    "runs",
+    "tags",
+    *(
+        f"trainer.{name}"
+        for name in (
+            "accelerator",
+            "devices",
+            "enable_model_summary",
+            "enable_progress_bar",
+            "log_every_n_steps",
+            "logger",
+            "max_epochs",
+            "max_steps",
+            "max_time",
+            "num_nodes",
+            "profiler",
+            "strategy",
+        )
+    ),
+    *(f"model.init_args.{name}" for name in NEUTRAL),
+)
 NEWEST_FIRST = ("latest.ckpt", "previous.ckpt", "best.ckpt")
 
 
@@ -30,12 +64,60 @@ def newest_whole(run: Path) -> Path:
     return find_checkpoint(run, NEWEST_FIRST)  # says where it was looked for
 
 
-def nothing_to_start_from(run: Path) -> list[str]:
-    """Overrides with which a run needs no weights of an earlier stage: its own checkpoint has them all.
+def newest_run(experiment: Path, seed: int, config: dict[str, Any]) -> Path | None:
+    """The newest run below ``runs/<experiment>`` with this seed and configuration that can be continued, or None."""
+    found = sorted(experiment.glob(f"*_s{seed}/config.yaml"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for path in found:
+        run = path.parent
+        if any((run / "checkpoints" / name).is_file() for name in NEWEST_FIRST) and not changed_settings(run, config):
+            return run
+    return None
 
-    Only frozen perceptual features from a file (DICGAN with ``perceptual_weights``) are read from that file again.
+
+def changed_settings(run: Path, config: dict[str, Any], allowed: Sequence[str] = ()) -> list[str]:
+    """How a configuration differs from that of a run, but for what may change.
+
+    Args:
+        run: its folder.
+        config: what is configured now, as plain types.
+        allowed: further names that may change, with all that is below them.
+
+    Returns:
+        Sentences such as "seed_everything is 1, was 0".
     """
-    config = yaml.safe_load((run / "config.yaml").read_text())
-    given = config.get("model", {}).get("init_args", {})
-    neutral = {"initial_weights": "null", "weights": "none"}
-    return [f"--model.{name}={value}" for name, value in neutral.items() if name in given]
+    saved, now = _flat(yaml.safe_load((run / "config.yaml").read_text()) or {}), _flat(config)
+    free = (*MAY_CHANGE, *allowed)
+    return [
+        f"{name} is {now.get(name)!r}, was {saved.get(name)!r}"
+        for name in sorted(saved.keys() | now.keys())
+        if saved.get(name) != now.get(name) and not any(f"{name}.".startswith(f"{prefix}.") for prefix in free)
+    ]
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Values by dotted names."""
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        found |= (
+            _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) and value else {f"{prefix}{name}": value}
+        )
+    return found
+
+
+def forget_beyond(run: Path, checkpoint: Path) -> None:
+    """Removes the rows of ``metrics.csv`` that were logged after the checkpoint: they will be logged again."""
+    path = run / "metrics.csv"
+    steps = read_checkpoint(checkpoint).get("global_step")
+    if not path.is_file() or not isinstance(steps, int):
+        return
+    with path.open(newline="") as file:
+        reader = csv.DictReader(file)
+        columns, rows = list(reader.fieldnames or ()), list(reader)
+    kept = [row for row in rows if int(row["step"]) < steps]
+    if len(kept) == len(rows):
+        return
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns)
+    writer.writeheader()
+    writer.writerows(kept)
+    write_atomically(path, text.getvalue())

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cli import keep_freed_memory
+from command_line import keep_freed_memory
 from datamodules.faces import complete_batch
 from lightning_modules.generator import dic_losses
 from models.dic import DIC, SCALE, denormalise, normalise

@@ -1,6 +1,10 @@
 """The checkpoint that a run is continued from, and what of a process's state belongs into it."""
 
+import signal
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -12,11 +16,20 @@ from torchmetrics import Metric
 
 from datamodules.samplers import epoch_is_over
 
+PREEMPTION_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+
+class PreemptedError(BaseException):
+    """The scheduler wants the machine back. Not an Exception: nothing may take it for an error of the training."""
+
 
 class LatestCheckpoint(Checkpoint):
     """Writes ``latest.ckpt`` after every epoch, and within an epoch when ``minutes`` have passed since it was written.
 
     Not after a batch that a validation follows: continued from there, the run would not make up for the validation.
+
+    On SIGTERM or SIGUSR1, to any of its processes, the training ends with ``PreemptedError`` after the next batch, with
+    a checkpoint; when a validation has begun, at once, with the checkpoint that there is.
 
     Args:
         minutes: bounds the work that is lost with a killed process.
@@ -28,6 +41,24 @@ class LatestCheckpoint(Checkpoint):
             raise ValueError(f"minutes is {minutes}, needed is 0 or more")
         self.interval, self.dirpath = timedelta(minutes=minutes), dirpath
         self._written = time.monotonic()
+        self._preempted = False
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Takes the signals while a training runs. Around the trainer, which puts back the handlers that it found."""
+
+        def preempt(*_: object) -> None:
+            self._preempted = True
+
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        earlier = {number: signal.signal(number, preempt) for number in PREEMPTION_SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in earlier.items():
+                signal.signal(number, handler)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._written = time.monotonic()
@@ -41,15 +72,34 @@ class LatestCheckpoint(Checkpoint):
         counted = batches if trainer.check_val_every_n_epoch is not None else trainer.fit_loop.total_batch_idx + 1
         if trainer.enable_validation and trainer.val_check_batch and counted % trainer.val_check_batch == 0:
             return
-        if trainer.strategy.broadcast(time.monotonic() - self._written >= self.interval.total_seconds()):
+        due, preempted = self._agree(trainer, time.monotonic() - self._written >= self.interval.total_seconds())
+        if due or preempted:
             self._write(trainer)
+        if preempted:
+            raise PreemptedError
+
+    def on_validation_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        # Ranks may differ by a batch of validation, so this one does not ask the others: they get the signal as well.
+        if self._preempted:
+            raise PreemptedError
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._write(trainer)
+        self._write(trainer)  # if the run is to stop, it does in the next epoch: this one's metrics are not logged yet
+
+    def _agree(self, trainer: L.Trainer, due: bool) -> tuple[bool, bool]:
+        """Whether any rank finds that a checkpoint is due, and whether any has been told to stop."""
+        if trainer.world_size == 1:
+            return due, self._preempted
+        mine = torch.tensor([due, self._preempted], dtype=torch.int32, device=trainer.strategy.root_device)
+        torch.distributed.all_reduce(mine, torch.distributed.ReduceOp.MAX)
+        first, second = mine.tolist()
+        return bool(first), bool(second)
 
     def _write(self, trainer: L.Trainer) -> None:
         folder = Path(self.dirpath or trainer.default_root_dir)
-        trainer.save_checkpoint(folder / "latest.ckpt")
+        trainer.save_checkpoint(folder / "latest.ckpt", weights_only=False)
         self._written = time.monotonic()
 
 

@@ -11,6 +11,7 @@ import yaml
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import WandbLogger
 
+from callbacks.latest_checkpoint import PreemptedError
 from datamodules.files import write_atomically
 from run_folders import find_checkpoint, read_record, software_state
 
@@ -107,8 +108,8 @@ class RunRecord(SaveConfigCallback):
         self._end(trainer, "finished")
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        interrupted = isinstance(exception, KeyboardInterrupt)
-        self._end(trainer, "interrupted" if interrupted else f"failed: {type(exception).__name__}")
+        orderly = {KeyboardInterrupt: "interrupted", PreemptedError: "preempted"}
+        self._end(trainer, orderly.get(type(exception), f"failed: {type(exception).__name__}"))
 
 
 def _now() -> str:

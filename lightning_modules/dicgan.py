@@ -155,6 +155,8 @@ class DICGANModule(GeneratorModule):
         total = losses["real"] + losses["fake"]
         optimizer.zero_grad()
         self.manual_backward(total)
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]  # as the wrapper would
+            callback.on_before_optimizer_step(self.trainer, self, optimizer)
         optimizer.step()
         outputs = {f"d/logit_{name}": value.mean() for name, value in logits.items()}
         return {f"d/{name}": value for name, value in losses.items()} | {"d/total": total} | outputs

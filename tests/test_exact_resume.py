@@ -1,5 +1,8 @@
 """A run that was stopped anywhere and continued has the weights, bit by bit, and the curves of one that was not."""
 
+import hashlib
+import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,7 @@ import torch
 from callbacks.log_lines import LogLines
 from cli import train
 from models.checkpoints import CheckpointError, read_checkpoint
-from resuming import newest_whole
+from resuming import forget_beyond, newest_whole
 from tests.tiny_runs import classifier_args, config, generator_options, read_csv
 
 WHOLE = ["--trainer.limit_train_batches=1.0", "--trainer.max_epochs=2", "--latest.minutes=0"]
@@ -120,3 +123,73 @@ def test_damaged_checkpoints_are_passed_over(
         (folder / name).write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"best\.ckpt"):
         newest_whole(run)
+
+
+def test_what_was_logged_after_the_checkpoint_is_logged_once(tmp_path: Path) -> None:
+    torch.save({"global_step": 5, "state_dict": {}}, tmp_path / "latest.ckpt")
+    rows = ["epoch,step,train/loss,lr", "0,3,1.5,", "0,4,1.25,0.1", "1,5,9,", "1,7,,0.2", ""]
+    (tmp_path / "metrics.csv").write_text("\r\n".join(rows))
+    forget_beyond(tmp_path, tmp_path / "latest.ckpt")
+    assert (tmp_path / "metrics.csv").read_text().split() == rows[:3]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_preempted_run_saves_asks_to_be_started_again_and_goes_on(
+    number: signal.Signals, tiny_ferplus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = [*WHOLE, "--latest.minutes=60"]
+    whole = train(classifier_args(tiny_ferplus, tmp_path / "whole", *arguments))
+    before = signal.getsignal(number)
+
+    def tell(callback: LogLines, trainer: L.Trainer, *_: object) -> None:
+        if trainer.fit_loop.total_batch_idx == 5:
+            signal.raise_signal(number)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LogLines, "on_train_batch_end", tell)
+        with pytest.raises(SystemExit) as stopped:
+            train(classifier_args(tiny_ferplus, tmp_path / "stopped", *arguments))
+    assert stopped.value.code == 75 and signal.getsignal(number) == before
+    (run,) = (tmp_path / "stopped").glob("*/*")
+    assert json.loads((run / "run.json").read_text())["status"] == "preempted"
+    assert read_checkpoint(run / "checkpoints" / "latest.ckpt")["global_step"] == 6
+    train(["--resume", str(run)])
+    assert_equal(final_state(whole), final_state(run))
+    assert json.loads((run / "run.json").read_text())["status"] == "finished"
+
+
+def test_other_settings_are_refused_unless_allowed(
+    tiny_ferplus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = train(classifier_args(tiny_ferplus, tmp_path))
+    before = (run / "run.json").read_text()
+    other = ["--resume", str(run), "--trainer.max_epochs=2", "--model.label_smoothing=0.2", "--data.num_workers=0"]
+    with pytest.raises(SystemExit) as refusal:
+        train(other)
+    printed = capsys.readouterr().err
+    assert refusal.value.code == 2 and "model.init_args.label_smoothing is 0.2, was 0.05" in printed
+    assert "max_epochs" not in printed and (run / "run.json").read_text() == before
+    assert train([*other, "--allow_change", "model.init_args.label_smoothing"]) == run
+
+
+def test_auto_continues_the_newest_run_of_the_configuration_or_starts_one(tiny_ferplus: Path, tmp_path: Path) -> None:
+    auto = ["--resume", "auto"]
+    first = train([*auto, *classifier_args(tiny_ferplus, tmp_path)])
+    other = train([*auto, *classifier_args(tiny_ferplus, tmp_path, "--model.label_smoothing=0.2")])
+    seeded = train([*auto, *classifier_args(tiny_ferplus, tmp_path, "--seed_everything=1")])
+    assert len({first, other, seeded}) == 3
+    assert train([*auto, *classifier_args(tiny_ferplus, tmp_path, "--trainer.max_epochs=2")]) == first
+    assert [row["epoch"] for row in read_csv(first / "metrics.csv") if row["val/acc"]] == ["0", "1"]
+
+
+def test_a_generator_goes_on_without_the_file_that_it_started_from(tiny_faces: Path, tmp_path: Path) -> None:
+    def arguments(stage: str) -> list[str]:
+        return [*config(f"generator/{stage}_small"), f"--runs={tmp_path}", *generator_options(tiny_faces, stage)]
+
+    hourglass = train(arguments("hourglass")) / "checkpoints" / "best.ckpt"
+    run = train([*arguments("dic"), f"--model.initial_weights={hourglass}"])
+    recorded = json.loads((run / "run.json").read_text())["initial_weights"]
+    assert recorded == {"path": str(hourglass), "sha256": hashlib.sha256(hourglass.read_bytes()).hexdigest()}
+    hourglass.unlink()
+    assert train(["--resume", str(run), "--trainer.max_epochs=2"]) == run
+    assert json.loads((run / "run.json").read_text())["initial_weights"] == recorded

@@ -1,0 +1,48 @@
+"""Stops a training whose numbers are no longer finite, before they reach the weights."""
+
+import warnings
+from pathlib import Path
+
+import lightning as L
+import torch
+from torch.optim import Optimizer
+
+
+class FiniteGradients(L.Callback):
+    """Looks at the gradients before every step of an optimizer; a loss that is not finite shows in them.
+
+    Args:
+        skip: leave such a step out, warn and count it (``skipped``), instead of stopping the run.
+    """
+
+    def __init__(self, skip: bool = False) -> None:
+        self.skip = skip
+        self.skipped = 0
+
+    def state_dict(self) -> dict[str, int]:
+        """Called when a checkpoint is saved."""
+        return {"skipped": self.skipped}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Called when a run is resumed."""
+        self.skipped = state_dict["skipped"]
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if norm.isfinite():
+            return
+        terms = {name: value for name, value in trainer.callback_metrics.items() if name.startswith("train/")}
+        said = ", ".join(f"{name} {float(value):.4g}" for name, value in terms.items())
+        what = (
+            f"the gradient's norm is {norm.item()} in batch {trainer.fit_loop.total_batch_idx} (epoch "
+            f"{trainer.current_epoch}); loss terms last logged: {said or 'none yet'}"
+        )
+        if not self.skip:
+            latest = Path(trainer.default_root_dir) / "checkpoints" / "latest.ckpt"
+            last = f"the last good checkpoint is {latest}" if latest.is_file() else "there is no checkpoint yet"
+            raise FloatingPointError(f"{what}; {last}. A smaller learning rate may help")
+        self.skipped += 1
+        warnings.warn(f"{what}; step left out, the {self.skipped}. of this run", stacklevel=1)
+        for parameter in parameters:
+            parameter.grad = None  # optimizers pass over parameters without one

@@ -1,0 +1,69 @@
+"""What the project's programs do around their own work: memory, options, errors in one line, an orderly end."""
+
+import ctypes
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+import lightning as L
+import wandb
+
+from callbacks.latest_checkpoint import PreemptedError
+from run_folders import share_with_children
+
+EXIT_REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: start me again later
+
+
+def keep_freed_memory() -> None:
+    """Has glibc keep freed memory: large tensors would go back to the system and fault in again, at 2-3 times the cost.
+
+    In effect that of starting the process with MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_ at 16 GiB.
+    """
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+    except OSError:
+        return  # not glibc
+    m_trim_threshold, m_mmap_max = -1, -4
+    libc.mallopt(m_mmap_max, 0)
+    libc.mallopt(m_trim_threshold, 2**31 - 1)
+
+
+def refuse(error: object) -> NoReturn:
+    """One line, exit code 2."""
+    print("error: " + " ".join(str(error).split()), file=sys.stderr)
+    raise SystemExit(2)
+
+
+def take_option(args: list[str], name: str) -> tuple[str | None, list[str]]:
+    """Value of ``--name VALUE`` or ``--name=VALUE`` and the other arguments."""
+    for place, arg in enumerate(args):
+        if arg == name:
+            if place + 1 == len(args):
+                refuse(f"{name} needs a value")
+            return args[place + 1], args[:place] + args[place + 2 :]
+        if arg.startswith(f"{name}="):
+            return arg.removeprefix(f"{name}="), args[:place] + args[place + 1 :]
+    return None, args
+
+
+@contextmanager
+def finishing(trainer: L.Trainer) -> Iterator[None]:
+    """Afterwards closes W&B, so that the next run of this process is another one, and says where everything is."""
+    exit_code = 1
+    try:
+        yield
+        exit_code = 0
+    except PreemptedError:
+        exit_code = EXIT_REQUEUE
+        print(f"preempted; continue with --resume {trainer.default_root_dir}", file=sys.stderr, flush=True)
+        raise SystemExit(EXIT_REQUEUE) from None
+    finally:
+        share_with_children(None)
+        if trainer.is_global_zero:
+            wandb.finish(exit_code=exit_code)
+            folder = Path(trainer.default_root_dir)
+            print(f"run folder: {folder}")
+            if any(folder.glob("wandb/offline-run-*")):
+                print(f"to upload to W&B: wandb sync {folder}/wandb/offline-run-*", flush=True)
