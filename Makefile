@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
-.PHONY: demo test lint install install-dev clean-demo
+.PHONY: demo test torture lint install install-dev clean-demo
 .DELETE_ON_ERROR:
 
 $(VENV)/.installed: requirements.txt
@@ -33,3 +33,6 @@ demo: install
 
 clean-demo:
 	rm -rf demo/
+
+torture: install-dev
+	NO_ALBUMENTATIONS_UPDATE=1 $(PY) -m tests.torture
