@@ -236,7 +236,8 @@ def train(args: list[str] | None = None) -> Path:
     if resumed not in (None, "auto"):
         try:
             run = find_run(str(resumed))
-        except FileNotFoundError as error:
+            newest_whole(run)  # a run without checkpoint is named here, before anything starts
+        except (FileNotFoundError, ValueError) as error:
             refuse(error)
         arguments = ["--config", str(run / "config.yaml"), *arguments]
     cli = _parse(arguments, "train", run, **more)

@@ -48,7 +48,8 @@ def arguments(stage: str, data: Path, runs: Path, processes: int) -> list[str]:
 
 def start(args: list[str], log: Path) -> subprocess.Popen[bytes]:
     """A training in a process group of its own, so that its workers and ranks die with it."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "GLOO_SOCKET_IFNAME": "lo"}
+    inherited = {name: value for name, value in os.environ.items() if "WANDB_SERVICE" not in name}  # would outlive it
+    environment = inherited | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "GLOO_SOCKET_IFNAME": "lo"}
     with log.open("ab") as file:
         return subprocess.Popen(
             [sys.executable, str(REPOSITORY / "train.py"), *args],
