@@ -145,7 +145,7 @@ class SuperFERCLI(LightningCLI):
         mode = wandb_mode()
         new = self.run_folder is None and not is_child()
         folder = self.run_folder or new_run_folder(
-            self.config.runs, self.config.experiment, self.config.seed_everything
+            self.config.runs, self.config.experiment, self.config.seed_everything, again=self._find_run
         )
         self.run_folder = folder
         share_with_children(folder)
@@ -153,11 +153,11 @@ class SuperFERCLI(LightningCLI):
             trainer = self._trainer_in(folder, mode, **kwargs)
             if hasattr(self.model, "check_trainer"):
                 self.model.check_trainer(trainer)
-            if self.datamodule.batch_size % trainer.world_size:
-                raise ValueError(
-                    f"batch_size is {self.datamodule.batch_size}, not a multiple of the {trainer.world_size} devices "
-                    "that share it"
-                )
+            size, devices = self.datamodule.batch_size, trainer.world_size
+            if size % devices:
+                raise ValueError(f"batch_size is {size}, not a multiple of the {devices} devices that share it")
+            if devices > 1 and trainer.is_global_zero:
+                print(f"batch_size {size}: {size // devices} on each of {devices} devices", flush=True)
         except BaseException:
             share_with_children(None)
             if new:

@@ -71,11 +71,17 @@ def find_checkpoint(path: str | Path, names: tuple[str, ...] = ("best.ckpt", "la
     raise FileNotFoundError(f"no checkpoint: looked for {' and '.join(map(str, files))}{_runs_inside(path)}")
 
 
-def new_run_folder(root: str | Path, experiment: str, seed: int) -> Path:
+def new_run_folder(root: str | Path, experiment: str, seed: int, again: bool = False) -> Path:
     """Chooses the folder of a run, the same for all of its processes, and makes it.
 
     One process, or Lightning starting the others itself: named after the time, unique. Under torchrun or srun with
     several tasks, where every process comes here on its own: named after the job.
+
+    Args:
+        root: Folder of all runs.
+        experiment: Its name.
+        seed: Of the run.
+        again: The job may have been started before, and may have died before its first checkpoint.
 
     Raises:
         ValueError: The job has no name, or its folder holds a run already.
@@ -87,7 +93,7 @@ def new_run_folder(root: str | Path, experiment: str, seed: int) -> Path:
     job = _job()
     if job:
         folder = parent / f"{job}_s{seed}"
-        if (folder / "run.json").is_file():  # written once all processes of a job are past this point
+        if (folder / "run.json").is_file() and not again:  # written once all processes of a job are past this point
             raise ValueError(f"{folder} holds a run of this job already; continue it with --resume {folder}")
         folder.mkdir(parents=True, exist_ok=True)
         return folder

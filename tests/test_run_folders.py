@@ -38,6 +38,7 @@ def test_processes_of_a_job_share_a_folder(tmp_path: Path, monkeypatch: pytest.M
     (folder / "run.json").write_text("{}")
     with pytest.raises(ValueError, match="continue it with --resume"):
         new_run_folder(tmp_path, "arm", 7)
+    assert new_run_folder(tmp_path, "arm", 7, again=True) == folder  # started again, as by torchrun --max-restarts
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")  # torchrun's default
     with pytest.raises(ValueError, match="rdzv-id"):
         new_run_folder(tmp_path, "arm", 7)

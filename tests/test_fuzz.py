@@ -1,0 +1,163 @@
+"""Every reader, given anything at all, gives data or one clear error, and leaves nothing half-written."""
+
+import pickle
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from datamodules.face_annotations import find_faces
+from datamodules.face_files import FaceError, read_image, read_pts
+from datamodules.face_pack import pack_faces
+from datamodules.ferplus_source import open_table
+from datamodules.image_folder import ImageRefusedError, image_size
+from datamodules.plain_pickle import load_plain_pickle
+from models.checkpoints import CheckpointError, read_checkpoint
+from models.dic import DIC
+from models.pretrained import load_generator
+from tests.datamodules.face_writers import points, write_csv, write_face, write_pkl, write_pts
+from tests.datamodules.ferplus_writers import MIXED, write_folders, write_kaggle
+
+# The same inputs every time: a failure here is to be found by whoever causes it.
+fuzzed = settings(
+    max_examples=250,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    phases=(Phase.generate,),
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+
+
+@st.composite
+def damage(draw: st.DrawFn) -> Callable[[bytes], bytes]:
+    """A few changes of a file: bytes altered, cut out, put in, doubled, the end cut off; or other content."""
+    kind = draw(st.sampled_from(["alter", "cut", "insert", "double", "truncate", "replace"]))
+    places = draw(st.lists(st.tuples(st.floats(0, 1), st.binary(min_size=1, max_size=8)), min_size=1, max_size=4))
+    other = draw(st.one_of(st.binary(max_size=200), st.text(max_size=200).map(str.encode)))
+
+    def change(content: bytes) -> bytes:
+        if kind == "replace":
+            return other
+        for place, new in places:
+            at = int(place * len(content))
+            if kind == "truncate":
+                content = content[:at]
+            elif kind == "alter":
+                content = content[:at] + new + content[at + len(new) :]
+            elif kind == "cut":
+                content = content[:at] + content[at + len(new) :]
+            elif kind == "insert":
+                content = content[:at] + new + content[at:]
+            else:
+                content = content[:at] + content[max(0, at - 40) :]
+        return content
+
+    return change
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One sound file of every kind."""
+    folder = tmp_path_factory.mktemp("sound")
+    write_pts(folder / "face.pts", points())
+    write_pkl(folder / "faces.pkl", {"a.png": points(), "b.png": points(1)})
+    write_csv(folder / "faces.csv", {"a": points(), "b": points(1)})
+    rng = np.random.default_rng(0)
+    for mode, name in (("L", "gray.png"), ("RGB", "color.png"), ("RGB", "color.jpg")):
+        shape = (48, 48) if mode == "L" else (48, 48, 3)
+        Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8), mode).save(folder / name)
+    net = DIC(4, 1, 1, 0, 8)
+    torch.save(
+        {"dic_config": net.config, "state_dict": {f"net.{k}": v for k, v in net.state_dict().items()}},
+        folder / "dic.ckpt",
+    )
+    torch.save(net.state_dict(), folder / "legacy.pth", _use_new_zipfile_serialization=False)
+    (folder / "kaggle").mkdir()
+    write_kaggle(folder / "kaggle", MIXED)
+    (folder / "folders").mkdir()
+    write_folders(folder / "folders", MIXED)
+    return folder
+
+
+READERS: dict[str, tuple[Callable[[Path], object], tuple[type[Exception], ...]]] = {
+    "face.pts": (read_pts, (FaceError,)),
+    "faces.pkl": (load_plain_pickle, (ValueError,)),
+    "faces.csv": (lambda path: find_faces(path.parent, path), (ValueError,)),
+    "gray.png": (read_image, (FaceError,)),
+    "color.jpg": (read_image, (FaceError,)),
+    "color.png": (image_size, (ImageRefusedError,)),
+    "dic.ckpt": (load_generator, (CheckpointError,)),
+    "legacy.pth": (read_checkpoint, (CheckpointError,)),
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+@given(change=damage())
+@fuzzed
+def test_file(name: str, sound: Path, change: Callable[[bytes], bytes]) -> None:
+    read, errors = READERS[name]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / name
+        path.write_bytes(change((sound / name).read_bytes()))
+        try:
+            read(path)
+        except errors as error:
+            assert str(error).strip()
+        assert [file.name for file in Path(folder).iterdir()] == [name]
+
+
+@pytest.mark.parametrize(
+    ("layout", "name"),
+    [("kaggle", "fer2013.csv"), ("kaggle", "fer2013new.csv"), ("folders", "fer2013new.csv"), ("folders", "PNG")],
+)
+@given(change=damage())
+@fuzzed
+def test_ferplus(layout: str, name: str, sound: Path, change: Callable[[bytes], bytes]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder) / "data"
+        shutil.copytree(sound / layout, root)
+        path = root / name if name != "PNG" else sorted(root.glob("FER2013Train/*.png"))[0]
+        path.write_bytes(change(path.read_bytes()))
+        try:
+            table, _ = open_table(root)
+            assert table.images.shape[1:] == (48, 48) and len(table.images) == len(table.votes)
+        except ValueError as error:
+            assert str(error).strip()
+            assert not list((root / ".superfer_cache").glob("*")), "an error leaves no cache"
+
+
+@given(change=damage(), which=st.sampled_from(["a.png", "a.pts"]))
+@fuzzed
+def test_preparing_leaves_damaged_faces_out(change: Callable[[bytes], bytes], which: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        faces, out = Path(folder) / "faces", Path(folder) / "out"
+        faces.mkdir()
+        write_face(faces, "a")
+        write_face(faces, "b")
+        (faces / which).write_bytes(change((faces / which).read_bytes()))
+        manifest = pack_faces(faces, None, out, 64, 1.3, 0)
+        assert set(manifest["names"]) | {entry["name"] for entry in manifest["left_out"]} >= {"a", "b"}
+        assert "b" in manifest["names"] and (out / "manifest.json").is_file()
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner) | st.tuples(inner),
+        max_leaves=10,
+    )
+)
+@fuzzed
+def test_plain_pickles_come_back(value: object) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "plain.pkl"
+        path.write_bytes(pickle.dumps(value))
+        assert repr(load_plain_pickle(path)) == repr(value)
