@@ -1,16 +1,20 @@
 """Exponential moving average of the weights (EMA)."""
 
 import lightning as L
-from lightning.pytorch.callbacks import EMAWeightAveraging
+import torch
+from lightning.pytorch.callbacks import WeightAveraging
+from torch import Tensor
 
 
-class WeightAverage(EMAWeightAveraging):
-    """Lightning's EMA after every batch: validated, and kept as the checkpoint's ``state_dict``.
+class WeightAverage(WeightAveraging):
+    """Lightning's average of the weights, taken after every batch; validated, and kept as ``state_dict`` of checkpoints.
 
-    The weights in training lie beside it in the checkpoint, so that resuming is exact.
+    The weights in training lie beside it in the checkpoint, so that resuming is exact. In the n-th update the old
+    average counts (1 + n) / (10 + n), at most ``decay``: the initial weights are soon forgotten, however short the
+    training.
 
     Args:
-        decay: share of the old average in the new one, 0 to 1.
+        decay: largest share of the old average in the new one, 0 to 1.
 
     Raises:
         ValueError: ``decay`` is out of its range.
@@ -19,7 +23,14 @@ class WeightAverage(EMAWeightAveraging):
     def __init__(self, decay: float = 0.999) -> None:
         if not 0 <= decay < 1:
             raise ValueError(f"decay is {decay}, allowed are 0 up to, but not including, 1")
-        super().__init__(decay=decay)
+
+        def update(average: Tensor, current: Tensor, updates: Tensor) -> Tensor:
+            if not current.is_floating_point():
+                return current  # a counter
+            share = ((1 + updates) / (10 + updates)).clamp(max=decay)  # stays on the device: nothing waits for it
+            return torch.lerp(current, average, share.to(current.dtype))
+
+        super().__init__(avg_fn=update)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # Made before the module was moved, the average would stay behind, and every batch copy all weights to it.

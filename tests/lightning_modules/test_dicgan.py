@@ -147,12 +147,13 @@ def test_averaged_weights_validate_are_saved_and_survive_resuming(tiny_faces: Pa
         def on_validation_batch_start(self, trainer: L.Trainer, module: L.LightningModule, *_: object) -> None:
             self.weights = _weights(module.net)  # type: ignore[arg-type]
 
-    validated, averaging = Validated(), WeightAverage(decay=0.5)
+    validated, averaging = Validated(), WeightAverage(decay=0.3)
     trainer = _trainer(tmp_path, watch, averaging, validated, limit_val_batches=1, num_sanity_val_steps=0)
     trainer.fit(_module(), data)
     average = dict(watch.generator[0])
-    for weights in watch.generator[1:]:
-        average = {name: 0.5 * value + 0.5 * weights[name] for name, value in average.items()}
+    for updates, weights in enumerate(watch.generator[1:], start=1):
+        share = min(0.3, (1 + updates) / (10 + updates))  # 2/11, 3/12, then 0.3
+        average = {name: share * value + (1 - share) * weights[name] for name, value in average.items()}
     for name, value in average.items():
         torch.testing.assert_close(validated.weights[name], value, atol=1e-7, rtol=1e-5)
     trainer.save_checkpoint(tmp_path / "end.ckpt")
@@ -161,10 +162,10 @@ def test_averaged_weights_validate_are_saved_and_survive_resuming(tiny_faces: Pa
         torch.testing.assert_close(value, average[name], atol=1e-7, rtol=1e-5)
 
     saving = ModelCheckpoint(tmp_path, filename="half", save_on_train_epoch_end=True)
-    half = _trainer(tmp_path, WeightAverage(decay=0.5), saving, max_epochs=1, enable_checkpointing=True)
+    half = _trainer(tmp_path, WeightAverage(decay=0.3), saving, max_epochs=1, enable_checkpointing=True)
     half.fit(_module(), _data(tiny_faces))
     module, again = _module(), Watch()
-    rest = _trainer(tmp_path, again, WeightAverage(decay=0.5))
+    rest = _trainer(tmp_path, again, WeightAverage(decay=0.3))
     rest.fit(module, _data(tiny_faces), ckpt_path=tmp_path / "half.ckpt", weights_only=True)
     assert again.steps == [4, 5, 6]
     for ours, uninterrupted in zip(again.generator, watch.generator[3:], strict=True):
