@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class WeightAverage(WeightAveraging):
-    """Lightning's average of the weights, taken after every batch; validated, and kept as ``state_dict`` of checkpoints.
+    """Lightning's average of the weights after every batch; validated, and kept as ``state_dict`` of checkpoints.
 
     The weights in training lie beside it in the checkpoint, so that resuming is exact. In the n-th update the old
     average counts (1 + n) / (10 + n), at most ``decay``: the initial weights are soon forgotten, however short the
