@@ -26,7 +26,7 @@ from callbacks.test_report import TestReport
 from command_line import finishing, keep_freed_memory, refuse, take_option
 from lightning_modules.upscale_only import UpscaleOnly
 from models.checkpoints import read_checkpoint
-from resuming import NEUTRAL, changed_settings, forget_beyond, newest_run, newest_whole
+from resuming import NEUTRAL, NEWEST_FIRST, changed_settings, forget_beyond, newest_run, newest_whole
 from run_folders import find_checkpoint, find_run, is_child, new_run_folder, read_record, share_with_children
 
 Command = Literal["train", "test", "upscale"]
@@ -236,8 +236,8 @@ def train(args: list[str] | None = None) -> Path:
     if resumed not in (None, "auto"):
         try:
             run = find_run(str(resumed))
-            newest_whole(run)  # a run without checkpoint is named here, before anything starts
-        except (FileNotFoundError, ValueError) as error:
+            find_checkpoint(run, NEWEST_FIRST)  # a run without any is named here, before its configuration is parsed
+        except FileNotFoundError as error:
             refuse(error)
         arguments = ["--config", str(run / "config.yaml"), *arguments]
     cli = _parse(arguments, "train", run, **more)
