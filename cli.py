@@ -21,6 +21,7 @@ from callbacks.latest_checkpoint import LatestCheckpoint, RankState
 from callbacks.learning_rate import LearningRate
 from callbacks.log_lines import LogLines
 from callbacks.loggers import MetricsCSV, WandbMode, make_wandb_logger, quieten, wandb_mode
+from callbacks.rank_watch import RankWatch
 from callbacks.run_record import RunRecord, check_same_data
 from callbacks.test_report import TestReport
 from command_line import finishing, keep_freed_memory, refuse, take_option
@@ -93,6 +94,7 @@ class SuperFERCLI(LightningCLI):
         parser.add_argument("--experiment", type=str, required=True, help="Folder below runs, and group in W&B")
         parser.add_argument("--runs", type=str, default="runs", help="Folder of all run folders")
         parser.add_argument("--tags", type=list[str], default=[], help="Further tags in W&B")
+        parser.add_lightning_class_args(RankWatch, "ranks")  # the first callback: it has to hear of the end first
         parser.add_lightning_class_args(ModelCheckpoint, "best")
         best = {"enable_version_counter": False, "save_top_k": 1, "filename": "best"}
         parser.set_defaults({f"best.{name}": value for name, value in best.items()})

@@ -21,6 +21,7 @@ MAY_CHANGE = (  # without another result, or on purpose
     "data.init_args.num_workers",
     "finite",
     "latest",
+    "ranks",
     "runs",
     "tags",
     *(

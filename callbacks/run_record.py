@@ -99,17 +99,17 @@ class RunRecord(SaveConfigCallback):
         if trainer.is_global_zero and self._record:
             write_atomically(Path(trainer.default_root_dir) / "run.json", json.dumps(self._record, indent=1) + "\n")
 
-    def _end(self, trainer: L.Trainer, status: str) -> None:
+    def end(self, trainer: L.Trainer, status: str) -> None:
         if self._record:
             self._record |= {"status": status, "ended": _now()}
             self._write(trainer)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._end(trainer, "finished")
+        self.end(trainer, "finished")
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         orderly = {KeyboardInterrupt: "interrupted", PreemptedError: "preempted"}
-        self._end(trainer, orderly.get(type(exception), f"failed: {type(exception).__name__}"))
+        self.end(trainer, orderly.get(type(exception), f"failed: {type(exception).__name__}"))
 
 
 def _now() -> str:

@@ -80,13 +80,20 @@ class DICUpscaler(Upscaler):
         checkpoint: A run folder of ``train.py`` (its best checkpoint), a checkpoint file of such a run, or a checkpoint
             file of the authors.
         color: ``gray`` keeps the luma (BT.601) of the result, ``rgb`` all of it.
+        precision: ``bfloat16`` (mixed) enlarges almost twice as fast where the hardware has it; another cache.
         name: The name of the arm; two generators need two names to be compared.
     """
 
     cached = True
 
-    def __init__(self, checkpoint: str, color: Literal["gray", "rgb"] = "gray", name: str = "dic") -> None:
-        self.checkpoint, self.color, self.name = checkpoint, color, name
+    def __init__(
+        self,
+        checkpoint: str,
+        color: Literal["gray", "rgb"] = "gray",
+        precision: Literal["float32", "bfloat16"] = "float32",
+        name: str = "dic",
+    ) -> None:
+        self.checkpoint, self.color, self.precision, self.name = checkpoint, color, precision, name
         self.channels = 3 if color == "rgb" else 1
 
     @cached_property
@@ -95,8 +102,10 @@ class DICUpscaler(Upscaler):
         return load_generator(find_checkpoint(self.checkpoint)).to(memory_format=torch.channels_last)
 
     def fingerprint(self) -> str:
-        """Hash of the network's configuration and weights, and the colour; not of the file's name or other content."""
-        digest = hashlib.sha256(repr((sorted(self._network.config.items()), self.color)).encode())
+        """Hash of the network's configuration and weights, colour and precision; not of the file's name or the rest."""
+        settings = [sorted(self._network.config.items()), self.color]
+        settings += [self.precision] if self.precision != "float32" else []
+        digest = hashlib.sha256(repr(tuple(settings)).encode())
         for key, value in sorted(self._network.state_dict().items()):
             digest.update(key.encode() + value.detach().cpu().contiguous().numpy().tobytes())
         return f"dic-{digest.hexdigest()[:16]}"
@@ -105,8 +114,9 @@ class DICUpscaler(Upscaler):
     def __call__(self, images: Tensor) -> Tensor:
         self._network.to(images.device)
         faces = (images.float() / 255).expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # GPUs and CPUs may fill parts of one cache
-            large = self._network.upscale(faces) * 255
+        reduced = torch.autocast(images.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
+        with reduced, torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # GPUs and CPUs may share one cache
+            large = self._network.upscale(faces).float() * 255
         if not large.isfinite().all():
             raise ValueError(
                 f"{self.checkpoint}: the generator returned numbers that are not finite; was it trained to its end?"

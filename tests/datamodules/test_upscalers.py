@@ -99,7 +99,7 @@ def test_dic_treats_images_one_by_one(run: Path) -> None:
     assert (upscaler(images).int() - single.int()).abs().max() <= 1
 
 
-def test_fingerprint_depends_on_weights_sizes_and_colour(run: Path, tmp_path: Path) -> None:
+def test_fingerprint_depends_on_weights_sizes_colour_and_precision(run: Path, tmp_path: Path) -> None:
     fingerprint = DICUpscaler(str(run)).fingerprint()
     assert fingerprint.startswith("dic-")
     assert DICUpscaler(str(run)).fingerprint() == fingerprint
@@ -109,10 +109,17 @@ def test_fingerprint_depends_on_weights_sizes_and_colour(run: Path, tmp_path: Pa
     assert DICUpscaler(str(copied)).fingerprint() == fingerprint
     others = [
         DICUpscaler(str(run), color="rgb"),
+        DICUpscaler(str(run), precision="bfloat16"),
         DICUpscaler(str(write_dic(tmp_path / "weights", seed=1))),
         DICUpscaler(str(write_dic(tmp_path / "steps", num_steps=3))),  # the same weights, one step more
     ]
-    assert len({fingerprint, *(other.fingerprint() for other in others)}) == 4
+    assert len({fingerprint, *(other.fingerprint() for other in others)}) == 5
+
+
+def test_bfloat16_changes_little(run: Path) -> None:
+    exact, reduced = DICUpscaler(str(run)), DICUpscaler(str(run), precision="bfloat16")
+    difference = (exact(faces()).int() - reduced(faces()).int()).abs().float()
+    assert 0 < difference.mean() < 1  # gray levels
 
 
 def test_run_folder_stands_for_its_best_checkpoint(run: Path, tmp_path: Path) -> None:
