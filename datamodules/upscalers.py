@@ -103,9 +103,9 @@ class DICUpscaler(Upscaler):
 
     def fingerprint(self) -> str:
         """Hash of the network's configuration and weights, colour and precision; not of the file's name or the rest."""
-        settings = [sorted(self._network.config.items()), self.color]
-        settings += [self.precision] if self.precision != "float32" else []
-        digest = hashlib.sha256(repr(tuple(settings)).encode())
+        reduced = () if self.precision == "float32" else (self.precision,)
+        settings = (sorted(self._network.config.items()), self.color, *reduced)
+        digest = hashlib.sha256(repr(settings).encode())
         for key, value in sorted(self._network.state_dict().items()):
             digest.update(key.encode() + value.detach().cpu().contiguous().numpy().tobytes())
         return f"dic-{digest.hexdigest()[:16]}"
