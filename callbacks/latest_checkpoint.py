@@ -138,16 +138,37 @@ class RankState(L.Callback):
         self._loaded = state_dict.get("ranks", [])
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if len(self._loaded) == trainer.world_size:  # else on other devices, where it cannot be exact
+        world, saved = trainer.world_size, len(self._loaded)
+        if saved == world:
             own = self._loaded[trainer.global_rank]
             torch.set_rng_state(own["torch"])
             if own["cuda"] is not None and torch.cuda.is_available():
                 torch.cuda.set_rng_state(own["cuda"])
-            for name, metric in _training_metrics(pl_module):
-                for state, value in own["metrics"].get(name, {}).items():
-                    setattr(metric, state, value.to(pl_module.device) if isinstance(value, torch.Tensor) else value)
-                metric._computed = None
+            _put_metrics(pl_module, own["metrics"])
+        elif saved and trainer.is_global_zero:
+            _put_metrics(pl_module, _added([rank["metrics"] for rank in self._loaded]))
+            print(
+                f"saved by {saved} process{'es' * (saved > 1)}, continued by {world}: the same images in every batch; "
+                "sums are rounded in another order, batch normalisation that is not synchronised sees other shares, "
+                "and mixup and dropout draw other numbers",
+                flush=True,
+            )
         self._loaded = []
+
+
+def _put_metrics(module: L.LightningModule, states: dict[str, dict[str, Any]]) -> None:
+    """Continues the training metrics of ``module`` from saved states, by name."""
+    for name, metric in _training_metrics(module):
+        for state, value in states.get(name, {}).items():
+            setattr(metric, state, value.to(module.device) if isinstance(value, torch.Tensor) else value)
+        metric._computed = None
+
+
+def _added(ranks: list[dict[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """What one process would have counted; all training metrics here keep sums."""
+    return {
+        name: {state: sum(rank[name][state] for rank in ranks) for state in states} for name, states in ranks[0].items()
+    }
 
 
 def _training_metrics(module: L.LightningModule) -> list[tuple[str, Metric]]:

@@ -10,10 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torchmetrics.classification import MulticlassAccuracy
 
+from callbacks.latest_checkpoint import _added
 from cli import test as run_test
+from cli import train
 from datamodules.ferplus_labels import CLASSES
 from models.checkpoints import read_checkpoint
+from tests.test_exact_resume import KilledError, stop_after
 from tests.tiny_runs import REPOSITORY, classifier_args, config, generator_options, read_csv
 
 TWO = ["--trainer.devices=2", "--trainer.strategy=ddp"]
@@ -97,3 +101,32 @@ def test_generators(stage: str, tiny_faces: Path, tmp_path: Path) -> None:
     ]
     assert quality[0] == pytest.approx(quality[1], abs=1e-2)
     assert len(list((two / "faces").glob("*.png"))) == 1
+
+
+def test_stopped_by_one_process_continued_by_two(tiny_faces: Path, tmp_path: Path) -> None:
+    """In mid-epoch; every batch has the same faces, so only sums are rounded in another order."""
+    options = [*generator_options(tiny_faces), "--trainer.limit_train_batches=6", "--trainer.max_epochs=2"]
+    arguments = [*config("generator/dic_small"), *options, "--latest.minutes=0"]
+    whole = train([*arguments, f"--runs={tmp_path / 'whole'}"])
+    with pytest.MonkeyPatch.context() as patched:
+        stop_after(patched, 9)
+        with pytest.raises(KilledError):
+            train([*arguments, f"--runs={tmp_path / 'stopped'}"])
+    (stopped,) = (tmp_path / "stopped").glob("*/*")
+    printed = start("train.py", ["--resume", str(stopped), *TWO])
+    assert "saved by 1 process, continued by 2: the same images in every batch" in printed
+    weights = [read_checkpoint(run / "checkpoints" / "latest.ckpt")["current_model_state"] for run in (stopped, whole)]
+    for key, value in weights[1].items():  # type: ignore[attr-defined]
+        torch.testing.assert_close(weights[0][key], value, atol=2e-4, rtol=0)  # type: ignore[index]
+
+
+def test_running_metrics_of_several_processes_are_added() -> None:
+    metrics = [MulticlassAccuracy(3, average="micro") for _ in range(3)]
+    guess, truth = torch.tensor([0, 1, 2, 0, 1]), torch.tensor([0, 1, 1, 1, 1])
+    metrics[0].update(guess[:2], truth[:2])
+    metrics[1].update(guess[2:], truth[2:])
+    metrics[2].update(guess, truth)
+    states = [{"train_acc": {name: getattr(metric, name) for name in metric._defaults}} for metric in metrics]
+    together = _added(states[:2])["train_acc"]
+    assert together.keys() == states[2]["train_acc"].keys()
+    assert all(torch.equal(together[name], value) for name, value in states[2]["train_acc"].items())

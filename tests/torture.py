@@ -1,9 +1,9 @@
-"""Kills real training processes with SIGKILL at random moments, continues them, and compares with a run left in peace.
+"""Kills real processes with SIGKILL at random moments, starts them again, and compares with what nobody disturbed.
 
-    python -m tests.torture [--kills 6] [--seed 0] [--stages classifier hourglass dic dicgan] [--processes 1]
+    python -m tests.torture [--kills 5] [--seed 0] [--jobs NAME ...]
 
-Each stage is trained once without disturbance, and once with that many kills; the weights, the optimizers' states and
-the schedules at the end have to be equal bit by bit, and metrics.csv row by row.
+Trainings: weights, states of the optimizers and schedules have to be equal at the end, bit by bit, and metrics.csv row
+by row. A cache of enlarged faces and a folder of enlarged images: every file, byte by byte.
 """
 
 import argparse
@@ -14,45 +14,31 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from datamodules.synthetic import write_faces, write_ferplus
 from models.checkpoints import read_checkpoint
-from tests.tiny_runs import REPOSITORY, classifier_args, config, generator_options, read_csv
+from models.dic import DIC
+from tests.tiny_runs import NETWORK, REPOSITORY, classifier_args, config, generator_options, read_csv
 
-STAGES = ("classifier", "hourglass", "dic", "dicgan")
 LONG = ["--trainer.limit_train_batches=1.0", "--trainer.max_epochs=6", "--latest.minutes=0"]
 TIMEOUT = 300  # seconds, for one process
+START = 10  # seconds that a process takes before it does anything
 
 
-def arguments(stage: str, data: Path, runs: Path, processes: int) -> list[str]:
-    """Command line of a training of some seconds."""
-    if stage == "classifier":
-        given = classifier_args(data / "ferplus", runs, *LONG, "--model.mixup=0.4", "--data.num_workers=2")
-    else:
-        given = [
-            *config(f"generator/{stage}_small"),
-            f"--runs={runs}",
-            *generator_options(data / "faces", stage),
-            *LONG,
-        ]
-        given += ["--trainer.log_every_n_steps=1"]
-    if processes > 1:
-        strategy = "ddp_find_unused_parameters_true" if stage == "dicgan" else "ddp"
-        given += [f"--trainer.devices={processes}", f"--trainer.strategy={strategy}"]
-    return given
-
-
-def start(args: list[str], log: Path) -> subprocess.Popen[bytes]:
-    """A training in a process group of its own, so that its workers and ranks die with it."""
+def start(program: str, args: list[str], log: Path) -> subprocess.Popen[bytes]:
+    """A program of the project in a process group of its own, so that its workers and ranks die with it."""
     inherited = {name: value for name, value in os.environ.items() if "WANDB_SERVICE" not in name}  # would outlive it
     environment = inherited | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "GLOO_SOCKET_IFNAME": "lo"}
     with log.open("ab") as file:
         return subprocess.Popen(
-            [sys.executable, str(REPOSITORY / "train.py"), *args],
+            [sys.executable, str(REPOSITORY / program), *args],
             stdout=file,
             stderr=file,
             env=environment,
@@ -61,17 +47,18 @@ def start(args: list[str], log: Path) -> subprocess.Popen[bytes]:
 
 
 def finish(process: subprocess.Popen[bytes], log: Path) -> None:
-    """Waits for a training that nobody disturbs."""
+    """Waits for a process that nobody disturbs."""
     if process.wait(TIMEOUT) != 0:
-        raise RuntimeError(f"training failed:\n{log.read_text()[-4000:]}")
+        raise RuntimeError(f"exit code {process.returncode}:\n{log.read_text()[-4000:]}")
 
 
-def kill_soon(process: subprocess.Popen[bytes], run: Path, delay: float) -> bool:
-    """Kills a training ``delay`` seconds after it has begun to write checkpoints; False if it was faster."""
-    latest, begun = run / "checkpoints" / "latest.ckpt", time.time()
-    while process.poll() is None and (not latest.is_file() or latest.stat().st_mtime < begun):
-        if time.time() - begun > TIMEOUT:
-            raise RuntimeError(f"{run}: no checkpoint in {TIMEOUT} s")
+def kill_soon(process: subprocess.Popen[bytes], begun: Callable[[], bool], delay: float) -> bool:
+    """Kills a process ``delay`` seconds after it has begun to write; False if it was faster."""
+    started = time.monotonic()
+    while process.poll() is None and not begun():
+        if time.monotonic() - started > TIMEOUT:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise RuntimeError(f"process {process.pid} has written nothing in {TIMEOUT} s")
         time.sleep(0.02)
     time.sleep(delay)
     killed = process.poll() is None
@@ -112,8 +99,90 @@ def difference(first: Any, second: Any, where: str = "") -> str | None:
     return next((found for pair in pairs if (found := difference(*pair))), None)
 
 
-def torture(stage: str, kills: int, seed: int, data: Path, folder: Path, processes: int = 1) -> int:
-    """Compares a disturbed training with an undisturbed one.
+def contents(folder: Path) -> dict[str, Any]:
+    """Every file by its name, but for what a killed process had not finished."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and ".writing-" not in path.name)
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+@dataclass
+class Job:
+    """What is tortured.
+
+    Attributes:
+        program: of the project.
+        arguments: its command line, for results in a folder.
+        again: command line that continues what lies in that folder.
+        newest: the files whose change tells that the program has begun to write.
+        result: what has to be equal.
+    """
+
+    program: str
+    arguments: Callable[[Path], list[str]]
+    again: Callable[[Path], list[str]]
+    newest: str
+    result: Callable[[Path], dict[str, Any]]
+
+
+def training(stage: str, data: Path, processes: int = 1) -> Job:
+    """A training of some seconds."""
+
+    def arguments(runs: Path) -> list[str]:
+        if stage == "classifier":
+            given = classifier_args(data / "ferplus", runs, *LONG, "--model.mixup=0.4", "--data.num_workers=2")
+        else:
+            options = [*generator_options(data / "faces", stage), *LONG, "--trainer.log_every_n_steps=1"]
+            given = [*config(f"generator/{stage}_small"), f"--runs={runs}", *options]
+        if processes > 1:
+            strategy = "ddp_find_unused_parameters_true" if stage == "dicgan" else "ddp"
+            given += [f"--trainer.devices={processes}", f"--trainer.strategy={strategy}"]
+        return given
+
+    return Job(
+        "train.py",
+        arguments,
+        again=lambda runs: ["--resume", str(only_run(runs))],
+        newest="*/*/checkpoints/latest.ckpt",
+        result=lambda runs: outcome(only_run(runs)),
+    )
+
+
+def cache_fill(data: Path) -> Job:
+    """Some blocks of enlarged faces."""
+
+    def arguments(cache: Path) -> list[str]:
+        options = [f"--data.root={data / 'many'}", f"--data.cache_dir={cache}", "--trainer.accelerator=cpu"]
+        return [*config("classifier/dic"), *options, f"--data.upscaler.checkpoint={data / 'generator.ckpt'}"]
+
+    return Job("upscale.py", arguments, arguments, newest="**/*.npy", result=contents)
+
+
+def folder_of_images(data: Path) -> Job:
+    """Some dozens of images."""
+
+    def arguments(out: Path) -> list[str]:
+        return [f"--ckpt_path={data / 'generator.ckpt'}", f"--images={data / 'crops'}", f"--out={out}"]
+
+    return Job("upscale.py", arguments, arguments, newest="*.png", result=contents)
+
+
+def write_data(folder: Path) -> None:
+    """Everything that the jobs read."""
+    write_ferplus(folder / "ferplus", {"train": 80, "val": 24, "test": 24}, seed=0)
+    write_ferplus(folder / "many", {"train": 260, "val": 40, "test": 24}, seed=0)
+    write_faces(folder / "faces", count=12, size=80, seed=0)
+    torch.manual_seed(0)
+    net = DIC(**NETWORK)
+    state = {f"net.{key}": value for key, value in net.state_dict().items()}
+    torch.save({"dic_config": net.config, "state_dict": state}, folder / "generator.ckpt")
+    (folder / "crops").mkdir()
+    for number in range(30):
+        pixels = torch.randint(0, 256, (64, 48 + number, 3), dtype=torch.uint8)
+        Image.fromarray(pixels.numpy()).save(folder / "crops" / f"{number}.png")
+
+
+def torture(job: Job, kills: int, seed: int, folder: Path) -> int:
+    """Compares a disturbed job with an undisturbed one.
 
     Returns:
         How often it was killed.
@@ -121,40 +190,58 @@ def torture(stage: str, kills: int, seed: int, data: Path, folder: Path, process
     Raises:
         AssertionError: they differ.
     """
-    draw, log = random.Random(f"{stage} {seed} {processes}"), folder / "log.txt"
+    draw, log = random.Random(seed), folder / "log.txt"
+    whole, killed = folder / "whole", folder / "killed"
     folder.mkdir(parents=True, exist_ok=True)
-    began = time.time()
-    finish(start(arguments(stage, data, folder / "whole", processes), log), log)
-    duration = max(2.0, time.time() - began - 10)  # of the training itself; starting takes the rest
-    process = start(arguments(stage, data, folder / "killed", processes), log)
-    run, done = only_run(folder / "killed", process), 0
-    while done < kills and kill_soon(process, run, draw.uniform(0, duration / kills)):
-        done += 1
-        process = start(["--resume", str(run)], log)
+    began = time.monotonic()
+    finish(start(job.program, job.arguments(whole), log), log)
+    duration = max(2.0, time.monotonic() - began - START)
+    done, arguments = 0, job.arguments(killed)
+    while True:
+        started = time.time()
+        process = start(job.program, arguments, log)
+        if done == kills:
+            break
+
+        def begun(since: float = started) -> bool:
+            return any(path.stat().st_mtime > since for path in killed.glob(job.newest))
+
+        if not kill_soon(process, begun, draw.uniform(0, duration / kills)):
+            break
+        done, arguments = done + 1, job.again(killed)
     finish(process, log)
-    where = difference(outcome(only_run(folder / "whole")), outcome(run))
-    assert where is None, f"{stage}: after {done} kills {where} differs; see {folder}"
+    where = difference(job.result(whole), job.result(killed))
+    assert where is None, f"after {done} kills {where} differs; see {folder}"
     return done
 
 
 def main() -> None:
     """Parses the command line, tortures, and says how often."""
+    jobs: dict[str, Callable[[Path], Job]] = {
+        stage: lambda data, stage=stage: training(stage, data)  # type: ignore[misc]
+        for stage in ("classifier", "hourglass", "dic", "dicgan")
+    }
+    jobs |= {
+        "classifier-2-processes": lambda data: training("classifier", data, processes=2),
+        "dicgan-2-processes": lambda data: training("dicgan", data, processes=2),
+        "cache": cache_fill,
+        "folder": folder_of_images,
+    }
     parser = argparse.ArgumentParser(prog="tests.torture", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--kills", type=int, default=6, help="per stage (default: 6)")
+    parser.add_argument("--kills", type=int, default=5, help="per job (default: 5)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default: 0)")
-    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
-    parser.add_argument("--processes", type=int, default=1, help="ranks of each training (default: 1)")
+    parser.add_argument("--jobs", nargs="+", choices=jobs, default=list(jobs))
     options = parser.parse_args()
-    began, total = time.time(), 0
+    began, total = time.monotonic(), 0
     with tempfile.TemporaryDirectory(prefix="superfer-torture-") as name:
-        folder = Path(name)
-        write_ferplus(folder / "data" / "ferplus", {"train": 80, "val": 16, "test": 16}, seed=0)
-        write_faces(folder / "data" / "faces", count=24, size=80, seed=0)
-        for stage in options.stages:
-            kills = torture(stage, options.kills, options.seed, folder / "data", folder / stage, options.processes)
+        data = Path(name) / "data"
+        data.mkdir()
+        write_data(data)
+        for job in options.jobs:
+            kills = torture(jobs[job](data), options.kills, options.seed, Path(name) / job)
             total += kills
-            print(f"{stage}: equal after {kills} kills", flush=True)
-    print(f"{total} kills in {time.time() - began:.0f} s, nothing lost")
+            print(f"{job}: equal after {kills} kills, {time.monotonic() - began:.0f} s so far", flush=True)
+    print(f"{total} kills in {time.monotonic() - began:.0f} s, nothing lost")
 
 
 if __name__ == "__main__":

@@ -123,7 +123,7 @@ def test_job_of_two_processes_ends(
 ) -> None:
     two = ["--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.max_epochs=10000", "--latest.minutes=0"]
     log = tmp_path / "log.txt"
-    process = start(classifier_args(tiny_ferplus, tmp_path / "runs", *two, *options), log)
+    process = start("train.py", classifier_args(tiny_ferplus, tmp_path / "runs", *two, *options), log)
     try:
         run = only_run(tmp_path / "runs", process)
         latest, patience = run / "checkpoints" / "latest.ckpt", time.monotonic() + 120
