@@ -36,3 +36,4 @@ clean-demo:
 
 torture: install-dev
 	NO_ALBUMENTATIONS_UPDATE=1 $(PY) -m tests.torture
+	NO_ALBUMENTATIONS_UPDATE=1 WANDB_MODE=offline $(PY) -m pytest -m slow

@@ -1,5 +1,6 @@
 """Writes down what a run is: its configuration, identity, software and data, in its folder and in W&B."""
 
+import contextlib
 import hashlib
 import json
 import time
@@ -109,7 +110,8 @@ class RunRecord(SaveConfigCallback):
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         orderly = {KeyboardInterrupt: "interrupted", PreemptedError: "preempted"}
-        self.end(trainer, orderly.get(type(exception), f"failed: {type(exception).__name__}"))
+        with contextlib.suppress(OSError):  # on a full disk that is what is being reported
+            self.end(trainer, orderly.get(type(exception), f"failed: {type(exception).__name__}"))
 
 
 def _now() -> str:

@@ -1,5 +1,6 @@
 """A run that was stopped anywhere and continued has the weights, bit by bit, and the curves of one that was not."""
 
+import errno
 import hashlib
 import json
 import signal
@@ -111,6 +112,32 @@ def test_damaged_checkpoints_are_passed_over(
         (folder / name).write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"best\.ckpt"):
         newest_whole(run)
+
+
+def test_full_disk_stops_the_run_and_leaves_the_earlier_checkpoint(
+    tiny_ferplus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train(classifier_args(tiny_ferplus, tmp_path / "whole", *WHOLE))
+
+    def refuse(file: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def fill(callback: LogLines, trainer: L.Trainer, *_: object) -> None:
+        if trainer.fit_loop.total_batch_idx == 6:
+            monkeypatch.setattr("os.fsync", refuse)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LogLines, "on_train_batch_end", fill)
+        with pytest.raises(
+            OSError, match=r"No space left on device.*the earlier ones are whole: make room and continue"
+        ):
+            train(classifier_args(tiny_ferplus, tmp_path / "stopped", *WHOLE))
+    monkeypatch.undo()
+    (run,) = (tmp_path / "stopped").glob("*/*")
+    assert read_checkpoint(run / "checkpoints" / "latest.ckpt")["global_step"] == 6
+    assert not list(run.rglob("*.writing-*")), "a half-written file is left"
+    train(["--resume", str(run)])
+    assert difference(outcome(whole), outcome(run)) is None
 
 
 def test_what_was_logged_after_the_checkpoint_is_logged_once(tmp_path: Path) -> None:

@@ -23,16 +23,7 @@ from models.dic import DIC, normalise
 from models.heatmaps import heatmaps_to_landmarks
 from models.pretrained import load_generator
 from models.resampling import round_levels
-from tests.tiny_runs import NETWORK, REPOSITORY
-
-
-def write_generator(path: Path, seed: int = 0, broken: bool = False) -> Path:
-    """A checkpoint of a small random generator whose steps differ from its interpolated input."""
-    torch.manual_seed(seed)
-    net = DIC(**NETWORK)
-    state = {f"net.{key}": value.fill_(torch.nan) if broken else value for key, value in net.state_dict().items()}
-    torch.save({"dic_config": net.config, "state_dict": state}, path)
-    return path
+from tests.tiny_runs import REPOSITORY, write_generator
 
 
 @pytest.fixture(scope="module")

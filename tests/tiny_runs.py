@@ -3,6 +3,10 @@
 import csv
 from pathlib import Path
 
+import torch
+
+from models.dic import DIC
+
 REPOSITORY = Path(__file__).parents[1]
 TRAINER = [
     "--trainer.accelerator=cpu",
@@ -66,3 +70,12 @@ def read_csv(path: Path) -> list[dict[str, str]]:
     """Rows of a CSV with a header."""
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def write_generator(path: Path, seed: int = 0, broken: bool = False) -> Path:
+    """A checkpoint of a small random generator whose steps differ from its interpolated input."""
+    torch.manual_seed(seed)
+    net = DIC(**NETWORK)
+    state = {f"net.{key}": value.fill_(torch.nan) if broken else value for key, value in net.state_dict().items()}
+    torch.save({"dic_config": net.config, "state_dict": state}, path)
+    return path

@@ -24,8 +24,14 @@ from PIL import Image
 
 from datamodules.synthetic import write_faces, write_ferplus
 from models.checkpoints import read_checkpoint
-from models.dic import DIC
-from tests.tiny_runs import NETWORK, REPOSITORY, classifier_args, config, generator_options, read_csv
+from tests.tiny_runs import (
+    REPOSITORY,
+    classifier_args,
+    config,
+    generator_options,
+    read_csv,
+    write_generator,
+)
 
 LONG = ["--trainer.limit_train_batches=1.0", "--trainer.max_epochs=6", "--latest.minutes=0"]
 TIMEOUT = 300  # seconds, for one process
@@ -171,10 +177,7 @@ def write_data(folder: Path) -> None:
     write_ferplus(folder / "ferplus", {"train": 80, "val": 24, "test": 24}, seed=0)
     write_ferplus(folder / "many", {"train": 260, "val": 40, "test": 24}, seed=0)
     write_faces(folder / "faces", count=12, size=80, seed=0)
-    torch.manual_seed(0)
-    net = DIC(**NETWORK)
-    state = {f"net.{key}": value for key, value in net.state_dict().items()}
-    torch.save({"dic_config": net.config, "state_dict": state}, folder / "generator.ckpt")
+    write_generator(folder / "generator.ckpt")
     (folder / "crops").mkdir()
     for number in range(30):
         pixels = torch.randint(0, 256, (64, 48 + number, 3), dtype=torch.uint8)
