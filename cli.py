@@ -246,7 +246,7 @@ def train(args: list[str] | None = None) -> Path:
     if cli.checkpoint is not None and cli.run_folder is not None and cli.trainer.is_global_zero:
         forget_beyond(cli.run_folder, cli.checkpoint)
     latest = next(callback for callback in cli.trainer.callbacks if isinstance(callback, LatestCheckpoint))  # type: ignore[attr-defined]
-    with finishing(cli.trainer), latest.listening():
+    with latest.listening(), finishing(cli.trainer):  # a second signal must not cut off the upload
         cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=cli.checkpoint, weights_only=True)
     return Path(cli.trainer.default_root_dir)
 

@@ -80,8 +80,8 @@ class DICUpscaler(Upscaler):
         checkpoint: A run folder of ``train.py`` (its best checkpoint), a checkpoint file of such a run, or a checkpoint
             file of the authors.
         color: ``gray`` keeps the luma (BT.601) of the result, ``rgb`` all of it.
-        precision: ``bfloat16`` (mixed) enlarges almost twice as fast where the hardware has it; another cache.
         name: The name of the arm; two generators need two names to be compared.
+        precision: ``bfloat16`` (mixed) is faster where the hardware has it, and fills another cache.
     """
 
     cached = True
@@ -90,10 +90,10 @@ class DICUpscaler(Upscaler):
         self,
         checkpoint: str,
         color: Literal["gray", "rgb"] = "gray",
-        precision: Literal["float32", "bfloat16"] = "float32",
         name: str = "dic",
+        precision: Literal["float32", "bfloat16"] = "float32",
     ) -> None:
-        self.checkpoint, self.color, self.precision, self.name = checkpoint, color, precision, name
+        self.checkpoint, self.color, self.name, self.precision = checkpoint, color, name, precision
         self.channels = 3 if color == "rgb" else 1
 
     @cached_property
@@ -115,7 +115,7 @@ class DICUpscaler(Upscaler):
         self._network.to(images.device)
         faces = (images.float() / 255).expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
         reduced = torch.autocast(images.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
-        with reduced, torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # GPUs and CPUs may share one cache
+        with reduced, torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # float32 is the same everywhere
             large = self._network.upscale(faces).float() * 255
         if not large.isfinite().all():
             raise ValueError(

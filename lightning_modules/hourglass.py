@@ -38,6 +38,7 @@ class HourglassModule(L.LightningModule):
             small hourglass learns to return zeros.
         optimizer: Adam and its schedule.
         channels_last: keep weights and images in channels-last order.
+        compile: have `torch.compile` translate the network; pays on GPUs in long trainings.
 
     Raises:
         ValueError: an argument is out of its range, or `onecycle` has no known length.
@@ -52,6 +53,7 @@ class HourglassModule(L.LightningModule):
         start_sigma: float = 4.0,
         optimizer: Adam = Adam(),  # noqa: B008  (frozen)
         channels_last: bool = True,
+        compile: bool = False,
     ) -> None:
         super().__init__()
         if num_steps < 1:
@@ -60,6 +62,8 @@ class HourglassModule(L.LightningModule):
             raise ValueError(f"start_sigma is {start_sigma}; at least 1, the final width, is needed")
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.net = net.to(memory_format=self.memory_format)
+        if compile:
+            self.net.compile()  # in place: the keys of the checkpoint stay as they are
         self.num_steps = num_steps
         self.start_sigma = start_sigma
         self.optimizer = optimizer

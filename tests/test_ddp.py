@@ -18,7 +18,7 @@ from cli import train
 from datamodules.ferplus_labels import CLASSES
 from models.checkpoints import read_checkpoint
 from tests.test_exact_resume import KilledError, stop_after
-from tests.tiny_runs import REPOSITORY, classifier_args, config, generator_options, read_csv
+from tests.tiny_runs import REPOSITORY, classifier_args, config, generator_options, read_csv, write_generator
 
 TWO = ["--trainer.devices=2", "--trainer.strategy=ddp"]
 LONGER = ["--trainer.limit_train_batches=1.0", "--trainer.max_epochs=3", "--model.learning_rate=0.02"]
@@ -106,18 +106,22 @@ def test_generators(stage: str, tiny_faces: Path, tmp_path: Path) -> None:
 def test_stopped_by_one_process_continued_by_two(tiny_faces: Path, tmp_path: Path) -> None:
     """In mid-epoch; every batch has the same faces, so only sums are rounded in another order."""
     options = [*generator_options(tiny_faces), "--trainer.limit_train_batches=6", "--trainer.max_epochs=2"]
-    arguments = [*config("generator/dic_small"), *options, "--latest.minutes=0"]
+    weights = write_generator(tmp_path / "generator.ckpt")
+    arguments = [*config("generator/dic_small"), *options, "--latest.minutes=0", f"--model.initial_weights={weights}"]
     whole = train([*arguments, f"--runs={tmp_path / 'whole'}"])
     with pytest.MonkeyPatch.context() as patched:
-        stop_after(patched, 9)
+        stop_after(patched, 3)
         with pytest.raises(KilledError):
             train([*arguments, f"--runs={tmp_path / 'stopped'}"])
     (stopped,) = (tmp_path / "stopped").glob("*/*")
     printed = start("train.py", ["--resume", str(stopped), *TWO])
     assert "saved by 1 process, continued by 2: the same images in every batch" in printed
-    weights = [read_checkpoint(run / "checkpoints" / "latest.ckpt")["current_model_state"] for run in (stopped, whole)]
-    for key, value in weights[1].items():  # type: ignore[attr-defined]
-        torch.testing.assert_close(weights[0][key], value, atol=2e-4, rtol=0)  # type: ignore[index]
+    other = train([*arguments, f"--runs={tmp_path / 'other'}", "--seed_everything=1"])  # other batches
+    final = [
+        read_checkpoint(run / "checkpoints" / "latest.ckpt")["current_model_state"] for run in (whole, stopped, other)
+    ]
+    apart = [max(float((state[key] - final[0][key]).abs().max()) for key in final[0]) for state in final]  # type: ignore[attr-defined,index]
+    assert apart[1] < 2e-4 < apart[2] / 4
 
 
 def test_running_metrics_of_several_processes_are_added() -> None:

@@ -1,8 +1,11 @@
 """Arguments that make the shipped configurations run in seconds, for tests that really run them."""
 
 import csv
+import time
 from pathlib import Path
+from typing import Any
 
+import lightning as L
 import torch
 
 from models.dic import DIC
@@ -79,3 +82,13 @@ def write_generator(path: Path, seed: int = 0, broken: bool = False) -> Path:
     state = {f"net.{key}": value.fill_(torch.nan) if broken else value for key, value in net.state_dict().items()}
     torch.save({"dic_config": net.config, "state_dict": state}, path)
     return path
+
+
+class StuckRank(L.Callback):
+    """Has the second process stand still in its second epoch."""
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_rank == 1 and trainer.current_epoch == 1:
+            time.sleep(600)

@@ -35,7 +35,6 @@ from tests.tiny_runs import (
 
 LONG = ["--trainer.limit_train_batches=1.0", "--trainer.max_epochs=6", "--latest.minutes=0"]
 TIMEOUT = 300  # seconds, for one process
-START = 10  # seconds that a process takes before it does anything
 
 
 def start(program: str, args: list[str], log: Path) -> subprocess.Popen[bytes]:
@@ -196,9 +195,12 @@ def torture(job: Job, kills: int, seed: int, folder: Path) -> int:
     draw, log = random.Random(seed), folder / "log.txt"
     whole, killed = folder / "whole", folder / "killed"
     folder.mkdir(parents=True, exist_ok=True)
+    process = start(job.program, job.arguments(whole), log)
+    while process.poll() is None and not any(whole.glob(job.newest)):
+        time.sleep(0.02)
     began = time.monotonic()
-    finish(start(job.program, job.arguments(whole), log), log)
-    duration = max(2.0, time.monotonic() - began - START)
+    finish(process, log)
+    duration = time.monotonic() - began  # of the work itself
     done, arguments = 0, job.arguments(killed)
     while True:
         started = time.time()
@@ -209,7 +211,7 @@ def torture(job: Job, kills: int, seed: int, folder: Path) -> int:
         def begun(since: float = started) -> bool:
             return any(path.stat().st_mtime > since for path in killed.glob(job.newest))
 
-        if not kill_soon(process, begun, draw.uniform(0, duration / kills)):
+        if not kill_soon(process, begun, draw.uniform(0, 0.9 * duration / kills)):
             break
         done, arguments = done + 1, job.again(killed)
     finish(process, log)
