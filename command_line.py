@@ -10,10 +10,8 @@ from typing import NoReturn
 import lightning as L
 import wandb
 
-from callbacks.latest_checkpoint import PreemptedError
+from callbacks.latest_checkpoint import EXIT_REQUEUE, PreemptedError
 from run_folders import share_with_children
-
-EXIT_REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: start me again later
 
 
 def keep_freed_memory() -> None:

@@ -16,6 +16,7 @@ from torchmetrics import Metric
 
 from datamodules.samplers import epoch_is_over
 
+EXIT_REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: start me again later
 PREEMPTION_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 

@@ -23,9 +23,8 @@ import wandb
 from torch.distributed import PrefixStore
 from torch.distributed.distributed_c10d import _get_default_store
 
-from callbacks.latest_checkpoint import PreemptedError
+from callbacks.latest_checkpoint import EXIT_REQUEUE, PreemptedError
 from callbacks.run_record import RunRecord
-from command_line import EXIT_REQUEUE
 
 INTERVAL = 1.0  # seconds between two signs of life
 SILENCE = 15.0  # seconds without one after which a process counts as dead
