@@ -110,7 +110,6 @@ def test_testing_and_resuming(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "no checkpoint: looked for" in refused(train, ["--resume", str(run)], capsys)
     (run / "checkpoints" / "best.ckpt").write_bytes(b"PK")
     assert "best.ckpt (2 bytes) cannot be read" in refused(run_test, ["--ckpt_path", str(run)], capsys)
-    assert "best.ckpt (2 bytes) cannot be read" in refused(train, ["--resume", str(run)], capsys)
     for damaged in ("garbage{", "[]"):
         (run / "run.json").write_text(damaged)
         assert "run.json" in refused(run_test, ["--ckpt_path", str(run)], capsys)
@@ -119,7 +118,9 @@ def test_testing_and_resuming(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "is the run of a generator" in refused(run_test, ["--ckpt_path", str(run)], capsys)
 
 
-def test_unknown_split(tiny_ferplus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_split_and_damaged_checkpoint(
+    tiny_ferplus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)
     torch.save({}, run / "checkpoints" / "best.ckpt")
@@ -128,7 +129,10 @@ def test_unknown_split(tiny_ferplus: Path, tmp_path: Path, capsys: pytest.Captur
         train(args)
     (run / "config.yaml").write_text(capsys.readouterr().out)
     message = refused(run_test, ["--ckpt_path", str(run), "--split", "tset"], capsys)
-    assert "tset" in message and {path.name for path in run.iterdir()} == {"checkpoints", "config.yaml"}
+    assert "tset" in message
+    (run / "checkpoints" / "best.ckpt").write_bytes(b"PK")
+    assert "best.ckpt (2 bytes) cannot be read" in refused(train, ["--resume", str(run)], capsys)
+    assert {path.name for path in run.iterdir()} == {"checkpoints", "config.yaml"}
 
 
 def test_online_without_a_key(

@@ -14,6 +14,7 @@ import compare
 import export
 import folder_upscale
 from benchmarks import generator as generator_benchmark
+from benchmarks import stages
 from datamodules import face_pack, synthetic
 from tests.tiny_runs import REPOSITORY
 
@@ -73,6 +74,10 @@ def parse(name: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     elif name == "-m" and words[0] == "benchmarks.generator":
         monkeypatch.setattr(generator_benchmark, "measure", lambda _: {})
         generator_benchmark.main(words[1:])
+    elif name == "-m" and words[0] == "benchmarks.stages":
+        monkeypatch.setattr(stages, "train", lambda args: parse("train.py", args, monkeypatch) or Path("earlier/run"))
+        monkeypatch.setattr(stages, "last_figures", lambda _: {})
+        assert len(stages.main(words[1:])) == 3
     else:
         assert name == "-m" and words[0] in ("venv", "pip"), f"what is {name} {' '.join(words)}?"
 
