@@ -115,7 +115,7 @@ class SuperFERCLI(LightningCLI):
         now = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
         if self._find_run:
             seed = self.config.seed_everything
-            self.run_folder = newest_run(Path(self.config.runs) / self.config.experiment, seed, now)
+            self.run_folder = newest_run(Path(self.config.runs) / self.config.experiment, seed, now, self._allow_change)
             print(
                 f"continuing {self.run_folder}" if self.run_folder else "no run to continue; starting one", flush=True
             )

@@ -65,13 +65,18 @@ def newest_whole(run: Path) -> Path:
     return find_checkpoint(run, NEWEST_FIRST)  # says where it was looked for
 
 
-def newest_run(experiment: Path, seed: int, config: dict[str, Any]) -> Path | None:
+def newest_run(experiment: Path, seed: int, config: dict[str, Any], allowed: Sequence[str] = ()) -> Path | None:
     """The newest run below ``runs/<experiment>`` with this seed and configuration that can be continued, or None."""
     found = sorted(experiment.glob(f"*_s{seed}/config.yaml"), key=lambda path: path.stat().st_mtime, reverse=True)
     for path in found:
         run = path.parent
-        if any((run / "checkpoints" / name).is_file() for name in NEWEST_FIRST) and not changed_settings(run, config):
-            return run
+        if not any((run / "checkpoints" / name).is_file() for name in NEWEST_FIRST):
+            continue
+        try:
+            if not changed_settings(run, config, allowed):
+                return run
+        except ValueError as error:
+            print(f"warning: {error}; passed over", file=sys.stderr, flush=True)
     return None
 
 
@@ -85,8 +90,15 @@ def changed_settings(run: Path, config: dict[str, Any], allowed: Sequence[str] =
 
     Returns:
         Sentences such as "seed_everything is 1, was 0".
+
+    Raises:
+        ValueError: its configuration is damaged.
     """
-    saved, now = _flat(yaml.safe_load((run / "config.yaml").read_text()) or {}), _flat(config)
+    try:
+        saved = _flat(yaml.safe_load((run / "config.yaml").read_text()) or {})
+    except (yaml.YAMLError, UnicodeDecodeError, AttributeError) as error:
+        raise ValueError(f"{run / 'config.yaml'} cannot be read ({' '.join(str(error).split())[:200]})") from error
+    now = _flat(config)
     free = (*MAY_CHANGE, *allowed)
     return [
         f"{name} is {now.get(name)!r}, was {saved.get(name)!r}"
@@ -114,7 +126,9 @@ def forget_beyond(run: Path, checkpoint: Path) -> None:
     with path.open(newline="") as file:
         reader = csv.DictReader(file)
         columns, rows = list(reader.fieldnames or ()), list(reader)
-    kept = [row for row in rows if int(row["step"]) < steps]
+    # A row that was being written when the power went has cells missing.
+    whole = [row for row in rows if None not in row.values() and str(row.get("step")).isdigit()]
+    kept = [row for row in whole if int(row["step"]) < steps]
     if len(kept) == len(rows):
         return
     text = io.StringIO(newline="")

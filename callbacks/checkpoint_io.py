@@ -30,9 +30,11 @@ class WholeCheckpointIO(TorchCheckpointIO):
         torch.save(checkpoint, buffer)
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            new = path.with_name(f".{path.name}.new")
+            write_atomically(new, buffer.getbuffer())  # first: what it replaces may be the only one that is whole
             if path.name in PREVIOUS and path.is_file():
                 _keep(path, path.with_name(PREVIOUS[path.name]))
-            write_atomically(path, buffer.getbuffer())
+            new.replace(path)
         except OSError as error:
             size = f"{len(buffer.getbuffer()) / 1e6:.0f} MB"
             reason = f"checkpoint of {size} cannot be written ({error.strerror}); the earlier ones are whole"

@@ -29,8 +29,9 @@ class LatestCheckpoint(Checkpoint):
 
     Not after a batch that a validation follows: continued from there, the run would not make up for the validation.
 
-    On SIGTERM or SIGUSR1, to any of its processes, the training ends with ``PreemptedError`` after the next batch, with
-    a checkpoint; when a validation has begun, at once, with the checkpoint that there is.
+    On SIGTERM or SIGUSR1, to any of its processes, the training ends with ``PreemptedError`` after the next batch (of a
+    gradient accumulation: the last), with a checkpoint; when a validation has begun, at once, with the checkpoint that
+    there is.
 
     Args:
         minutes: bounds the work that is lost with a killed process.
@@ -42,27 +43,44 @@ class LatestCheckpoint(Checkpoint):
             raise ValueError(f"minutes is {minutes}, needed is 0 or more")
         self.interval, self.dirpath = timedelta(minutes=minutes), dirpath
         self._written = time.monotonic()
-        self._preempted = False
+        self._preempted = False  # this process has got the signal
+        self._stopping = False  # all processes know, and the checkpoint is written
+        self._listening = False
 
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Takes the signals while a training runs. Around the trainer, which puts back the handlers that it found."""
 
-        def preempt(*_: object) -> None:
-            self._preempted = True
-
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        earlier = {number: signal.signal(number, preempt) for number in PREEMPTION_SIGNALS}
+        earlier = {number: signal.getsignal(number) for number in PREEMPTION_SIGNALS}
+        self._listening = True
+        self._listen()
         try:
             yield
         finally:
+            self._listening = False
             for number, handler in earlier.items():
                 signal.signal(number, handler)
 
+    def _listen(self) -> None:
+        for number in PREEMPTION_SIGNALS:
+            signal.signal(number, self._preempt)
+
+    def _preempt(self, *_: object) -> None:
+        self._preempted = True
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._written = time.monotonic()
+        if self._listening:  # again: the trainer's own handler, put in since, ends with exit code 0 and may not save
+            self._listen()
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if self._stopping:  # only now: what the last batch had to log is logged after its end
+            raise PreemptedError
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -76,8 +94,7 @@ class LatestCheckpoint(Checkpoint):
         due, preempted = self._agree(trainer, time.monotonic() - self._written >= self.interval.total_seconds())
         if due or preempted:
             self._write(trainer)
-        if preempted:
-            raise PreemptedError
+        self._stopping = preempted
 
     def on_validation_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0

@@ -67,8 +67,6 @@ class RunRecord(SaveConfigCallback):
                 "initial_weights": earlier.get("initial_weights") or self._initial_weights(),
                 "status": "running",
             }
-            for results in (*folder.glob("metrics_*.json"), *folder.glob("predictions_*.csv")):
-                results.unlink()  # of a checkpoint that this training goes beyond
             write_atomically(folder / "config.yaml", config)
             self._write(trainer)
         if logger:
@@ -104,6 +102,12 @@ class RunRecord(SaveConfigCallback):
         if self._record:
             self._record |= {"status": status, "ended": _now()}
             self._write(trainer)
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.is_global_zero:  # a finished run that is "continued" does not come here
+            folder = Path(trainer.default_root_dir)
+            for results in (*folder.glob("metrics_*.json"), *folder.glob("predictions_*.csv")):
+                results.unlink()  # of a checkpoint that this training goes beyond
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.end(trainer, "finished")

@@ -1,11 +1,20 @@
 """A sampler whose order depends on the seed and the epoch alone, and data modules that go on where they stopped."""
 
+import signal
 from collections.abc import Iterator
 from typing import Any
 
 import lightning as L
 import numpy as np
 from torch.utils.data import Sampler
+
+
+def leave_sigterm_to_the_training(worker: int) -> None:
+    """For the worker processes of a loader: a signal to the whole process group must not end them before their time.
+
+    They end when their process does, or tells them to.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 class EpochSampler(Sampler[Any]):  # of pairs, which torch's BatchSampler passes on, though it is typed for int

@@ -3,6 +3,8 @@
 import errno
 import hashlib
 import json
+import multiprocessing
+import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -149,25 +151,32 @@ def test_what_was_logged_after_the_checkpoint_is_logged_once(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("place", ["training", "accumulation", "validation"])
 def test_preempted_run_saves_asks_to_be_started_again_and_goes_on(
-    number: signal.Signals, tiny_ferplus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: str, number: signal.Signals, tiny_ferplus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments = [*WHOLE, "--latest.minutes=60"]
+    arguments = [*WHOLE, *STEPS, "--latest.minutes=60", "--data.num_workers=2"]
+    if place == "accumulation":
+        arguments += ["--trainer.accumulate_grad_batches=2"]
     whole = train(classifier_args(tiny_ferplus, tmp_path / "whole", *arguments))
     before = signal.getsignal(number)
 
     def tell(callback: LogLines, trainer: L.Trainer, *_: object) -> None:
-        if trainer.fit_loop.total_batch_idx == 5:
+        if trainer.fit_loop.total_batch_idx == 5 or (place == "validation" and trainer.current_epoch == 1):
             signal.raise_signal(number)
+            for worker in multiprocessing.active_children():  # a signal to the whole process group
+                os.kill(worker.pid, number)  # type: ignore[arg-type]
 
+    hook = "on_validation_batch_end" if place == "validation" else "on_train_batch_end"
     with monkeypatch.context() as patched:
-        patched.setattr(LogLines, "on_train_batch_end", tell)
+        patched.setattr(LogLines, hook, tell, raising=False)
         with pytest.raises(SystemExit) as stopped:
             train(classifier_args(tiny_ferplus, tmp_path / "stopped", *arguments))
     assert stopped.value.code == 75 and signal.getsignal(number) == before
     (run,) = (tmp_path / "stopped").glob("*/*")
     assert json.loads((run / "run.json").read_text())["status"] == "preempted"
-    assert read_checkpoint(run / "checkpoints" / "latest.ckpt")["global_step"] == 6
+    if place == "training":
+        assert read_checkpoint(run / "checkpoints" / "latest.ckpt")["global_step"] == 6
     train(["--resume", str(run)])
     assert difference(outcome(whole), outcome(run)) is None
     assert json.loads((run / "run.json").read_text())["status"] == "finished"
