@@ -11,6 +11,7 @@ import lightning as L
 import wandb
 
 from callbacks.latest_checkpoint import EXIT_REQUEUE, PreemptedError
+from datamodules.samplers import release_workers
 from run_folders import share_with_children
 
 
@@ -50,6 +51,7 @@ def take_option(args: list[str], name: str) -> tuple[str | None, list[str]]:
 def finishing(trainer: L.Trainer) -> Iterator[None]:
     """Afterwards closes W&B, so that the next run of this process is another one, and says where everything is."""
     exit_code = 1
+    release_workers(False)
     try:
         yield
         exit_code = 0
@@ -58,6 +60,7 @@ def finishing(trainer: L.Trainer) -> Iterator[None]:
         print(f"preempted; continue with --resume {trainer.default_root_dir}", file=sys.stderr, flush=True)
         raise SystemExit(EXIT_REQUEUE) from None
     finally:
+        release_workers(True)
         share_with_children(None)
         if trainer.is_global_zero:
             wandb.finish(exit_code=exit_code)
