@@ -3,6 +3,7 @@
 import shutil
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,10 +26,11 @@ from callbacks.rank_watch import RankWatch
 from callbacks.run_record import RunRecord, check_same_data
 from callbacks.test_report import TestReport
 from command_line import finishing, keep_freed_memory, refuse, take_option
+from datamodules.files import remove_leftovers
 from lightning_modules.upscale_only import UpscaleOnly
 from models.checkpoints import read_checkpoint
 from resuming import NEUTRAL, NEWEST_FIRST, changed_settings, forget_beyond, newest_run, newest_whole
-from run_folders import find_checkpoint, find_run, is_child, new_run_folder, read_record, share_with_children
+from run_folders import find_checkpoint, find_run, held, is_child, new_run_folder, read_record, share_with_children
 
 Command = Literal["train", "test", "upscale"]
 USAGE = {
@@ -71,6 +73,7 @@ class SuperFERCLI(LightningCLI):
         self.command, self.run_folder = command, run
         self.checkpoint: Path | None = None
         self._allow_change, self._find_run = allow_change, find_run
+        self._initial: dict[str, Any] = {}  # what a continued run has started from
         own: dict[Command, list[L.Callback]] = {
             "train": [LearningRate(), RankState()],
             "test": [TestReport()],
@@ -89,6 +92,8 @@ class SuperFERCLI(LightningCLI):
             trainer_defaults={"use_distributed_sampler": False, "callbacks": [*own[command], *lines]},
             parser_kwargs={"allow_abbrev": False, "prog": f"{command}.py", "usage": f"{command}.py {USAGE[command]}"},
         )
+        for name, value in self._initial.items():  # to be recorded as it was
+            self.config.model.init_args[name] = value
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--experiment", type=str, required=True, help="Folder below runs, and group in W&B")
@@ -130,6 +135,7 @@ class SuperFERCLI(LightningCLI):
         self.checkpoint = newest_whole(self.run_folder)
         for name, value in NEUTRAL.items():
             if name in self.config.model.init_args:
+                self._initial[name] = self.config.model.init_args[name]
                 self.config.model.init_args[name] = value
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
@@ -243,12 +249,21 @@ def train(args: list[str] | None = None) -> Path:
             refuse(error)
         arguments = ["--config", str(run / "config.yaml"), *arguments]
     cli = _parse(arguments, "train", run, **more)
-    if cli.checkpoint is not None and cli.run_folder is not None and cli.trainer.is_global_zero:
-        forget_beyond(cli.run_folder, cli.checkpoint)
+    folder = Path(cli.trainer.default_root_dir)
     latest = next(callback for callback in cli.trainer.callbacks if isinstance(callback, LatestCheckpoint))  # type: ignore[attr-defined]
-    with latest.listening(), finishing(cli.trainer):  # a second signal must not cut off the upload
+    with ExitStack() as around:
+        if cli.trainer.is_global_zero:
+            try:
+                around.enter_context(held(folder))
+            except ValueError as error:
+                refuse(error)
+            remove_leftovers(folder / "checkpoints", older_than=0)
+            if cli.checkpoint is not None:
+                forget_beyond(folder, cli.checkpoint)
+        around.enter_context(latest.listening())  # a second signal must not cut off the upload
+        around.enter_context(finishing(cli.trainer))
         cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=cli.checkpoint, weights_only=True)
-    return Path(cli.trainer.default_root_dir)
+    return folder
 
 
 def test(args: list[str] | None = None) -> Path:

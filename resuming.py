@@ -11,10 +11,11 @@ import yaml
 
 from datamodules.files import write_atomically
 from models.checkpoints import CheckpointError, read_checkpoint
-from run_folders import find_checkpoint
+from run_folders import chosen_folder, find_checkpoint
 
-# Settings that name weights to start from. A continued run needs none: its own checkpoint has them all. (Only frozen
-# perceptual features from a file, DICGAN's perceptual_weights, are read from that file again.)
+# Settings that name weights to start from. A continued run keeps but does not follow them: its own checkpoint has all
+# weights, and the files may be gone. (Frozen perceptual features from a file, DICGAN's perceptual_weights, are read
+# from that file again.)
 NEUTRAL = {"initial_weights": None, "weights": "none"}
 MAY_CHANGE = (  # without another result, or on purpose
     "config",
@@ -41,7 +42,6 @@ MAY_CHANGE = (  # without another result, or on purpose
             "strategy",
         )
     ),
-    *(f"model.init_args.{name}" for name in NEUTRAL),
 )
 NEWEST_FIRST = ("latest.ckpt", "previous.ckpt", "best.ckpt")
 
@@ -70,6 +70,8 @@ def newest_run(experiment: Path, seed: int, config: dict[str, Any], allowed: Seq
     found = sorted(experiment.glob(f"*_s{seed}/config.yaml"), key=lambda path: path.stat().st_mtime, reverse=True)
     for path in found:
         run = path.parent
+        if chosen_folder() not in (None, run.resolve()):
+            continue
         if not any((run / "checkpoints" / name).is_file() for name in NEWEST_FIRST):
             continue
         try:

@@ -4,11 +4,15 @@ A run folder is ``runs/<experiment>/<time>_s<seed>`` and holds ``config.yaml``, 
 ``run.json``, ``wandb/``, and after testing ``metrics_{split}.json`` and ``predictions_{split}.csv``.
 """
 
+import errno
+import fcntl
 import json
 import os
 import platform
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -86,9 +90,9 @@ def new_run_folder(root: str | Path, experiment: str, seed: int, again: bool = F
     Raises:
         ValueError: The job has no name, or its folder holds a run already.
     """
-    chosen = os.environ.get(_CHOSEN)
+    chosen = chosen_folder()
     if chosen:
-        return Path(chosen)
+        return chosen
     parent = Path(root) / experiment
     job = _job()
     if job:
@@ -122,7 +126,7 @@ def _job() -> str | None:
 
 def is_child() -> bool:
     """Whether another process of the job has chosen the run folder, or chooses the same one."""
-    return _CHOSEN in os.environ or _job() is not None
+    return chosen_folder() is not None or _job() is not None
 
 
 def share_with_children(folder: Path | None) -> None:
@@ -131,6 +135,36 @@ def share_with_children(folder: Path | None) -> None:
         os.environ.pop(_CHOSEN, None)
     else:
         os.environ[_CHOSEN] = str(folder.resolve())
+
+
+def chosen_folder() -> Path | None:
+    """The folder that the process which started this one for another device has chosen."""
+    chosen = os.environ.get(_CHOSEN)
+    return Path(chosen) if chosen else None
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keeps other trainings out of a run folder. The lock is the kernel's and goes with the process, however it ends.
+
+    Not ``flock``, which workers that outlive a killed training would go on holding.
+
+    Raises:
+        ValueError: Another process holds it.
+    """
+    with (folder / ".lock").open("a+") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                file.seek(0)
+                who = file.read().strip() or "another process"
+                raise ValueError(f"{folder} is being trained by {who}; wait for it, or stop it") from error
+            # a file system without locks
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}\n")
+        file.flush()
+        yield
 
 
 def _git(*words: str) -> str | None:

@@ -5,19 +5,25 @@ from pathlib import Path
 
 import lightning as L
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
 
 class FiniteGradients(L.Callback):
     """Looks at the gradients before every step of an optimizer; a loss that is not finite shows in them.
 
+    In half precision (``16-mixed``) infinite gradients are how the loss scale finds its place: the scaler leaves such
+    steps out itself, until the scale is down to 1.
+
     Args:
-        skip: leave such a step out, warn and count it (``skipped``), instead of stopping the run.
+        skip: leave such a step out, warn and count it (``skipped``), instead of stopping the run. Running statistics
+            that are no longer finite stop it all the same.
     """
 
     def __init__(self, skip: bool = False) -> None:
         self.skip = skip
         self.skipped = 0
+        self._loss = torch.tensor(torch.nan)
 
     def state_dict(self) -> dict[str, int]:
         """Called when a checkpoint is saved."""
@@ -27,18 +33,27 @@ class FiniteGradients(L.Callback):
         """Called when a run is resumed."""
         self.skipped = state_dict["skipped"]
 
+    def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
+        self._loss = loss.detach()  # a tensor still: reading it would make a GPU wait
+
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if norm.isfinite():
             return
-        terms = {name: value for name, value in trainer.callback_metrics.items() if name.startswith("train/")}
-        said = ", ".join(f"{name} {float(value):.4g}" for name, value in terms.items())
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        if scaler is not None and scaler.get_scale() > 1:
+            return
+        logged = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("train/")}
+        terms = {"loss": float(self._loss) * trainer.accumulate_grad_batches} | logged
         what = (
             f"the gradient's norm is {norm.item()} in batch {trainer.fit_loop.total_batch_idx} (epoch "
-            f"{trainer.current_epoch}); loss terms last logged: {said or 'none yet'}"
+            f"{trainer.current_epoch}): {', '.join(f'{name} {value:.4g}' for name, value in terms.items())}"
         )
-        if not self.skip:
+        broken = [name for name, buffer in pl_module.named_buffers() if not buffer.isfinite().all()]
+        if broken:
+            what += f"; running statistics are spoilt, too: {', '.join(broken[:3])}"
+        if broken or not self.skip:
             latest = Path(trainer.default_root_dir) / "checkpoints" / "latest.ckpt"
             last = f"the last good checkpoint is {latest}" if latest.is_file() else "there is no checkpoint yet"
             raise FloatingPointError(f"{what}; {last}. A smaller learning rate may help")

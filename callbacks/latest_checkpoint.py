@@ -28,6 +28,8 @@ class LatestCheckpoint(Checkpoint):
     """Writes ``latest.ckpt`` after every epoch, and within an epoch when ``minutes`` have passed since it was written.
 
     Not after a batch that a validation follows: continued from there, the run would not make up for the validation.
+    Nor at an epoch's end if the length is given in ``max_steps``: continued from there, Lightning would end that epoch
+    a second time.
 
     On SIGTERM or SIGUSR1, to any of its processes, the training ends with ``PreemptedError`` after the next batch (of a
     gradient accumulation: the last), with a checkpoint; when a validation has begun, at once, with the checkpoint that
@@ -71,6 +73,16 @@ class LatestCheckpoint(Checkpoint):
     def _preempt(self, *_: object) -> None:
         self._preempted = True
 
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """A run folder may have been moved; ModelCheckpoint forgets the best score if its folder has another name."""
+        for state in checkpoint.get("callbacks", {}).values():
+            if isinstance(state, dict) and isinstance(earlier := state.get("dirpath"), str) and self.dirpath:
+                for name in ("dirpath", "best_model_path", "kth_best_model_path", "last_model_path"):
+                    state[name] = str(state[name]).replace(earlier, self.dirpath, 1)
+                state["best_k_models"] = {
+                    path.replace(earlier, self.dirpath, 1): score for path, score in state["best_k_models"].items()
+                }
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._written = time.monotonic()
         if self._listening:  # again: the trainer's own handler, put in since, ends with exit code 0 and may not save
@@ -104,7 +116,10 @@ class LatestCheckpoint(Checkpoint):
             raise PreemptedError
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._write(trainer)  # if the run is to stop, it does in the next epoch: this one's metrics are not logged yet
+        if trainer.max_steps == -1 or trainer.global_step >= trainer.max_steps:
+            self._write(
+                trainer
+            )  # a run that is to stop does so in the next epoch: this one's metrics are not logged yet
 
     def _agree(self, trainer: L.Trainer, due: bool) -> tuple[bool, bool]:
         """Whether any rank finds that a checkpoint is due, and whether any has been told to stop."""

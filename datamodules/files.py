@@ -60,11 +60,16 @@ def replace_folder(path: Path, write: Callable[[Path], None]) -> None:
         raise
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Removes temporary files that killed processes left in ``folder``: those that are more than a day old."""
+def remove_leftovers(folder: Path, older_than: float = _LEFTOVER_AGE) -> None:
+    """Removes temporary files that killed processes left in ``folder``: those that are more than a day old.
+
+    Args:
+        folder: where to look.
+        older_than: seconds; 0 where nobody else can be writing.
+    """
     for path in folder.glob(".*.writing-*"):
         try:
-            if time.time() - path.stat().st_mtime > _LEFTOVER_AGE:
+            if time.time() - path.stat().st_mtime >= older_than:
                 _remove(path)
         except OSError:
             pass  # another process has removed it, or we may not

@@ -117,8 +117,8 @@ class GeneratorModule(L.LightningModule):
         return normalise(batch["hr"].float() / 255).contiguous(memory_format=self.memory_format)
 
     def log_terms(self, terms: dict[str, Tensor]) -> None:
-        """Log loss terms of this batch and process, every `trainer.log_every_n_steps` batches."""
-        self.log_dict({f"train/{name}": value.detach() for name, value in terms.items()})
+        """Log loss terms of this batch, of all processes, every `trainer.log_every_n_steps` batches."""
+        self.log_dict({f"train/{name}": value.detach() for name, value in terms.items()}, sync_dist=True)
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Any]:
         """Update the metrics, and return what `restore` gives, for those who want to show it."""

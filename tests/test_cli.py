@@ -17,13 +17,18 @@ from cli import train
 from datamodules.ferplus_labels import CLASSES
 from tests.tiny_runs import classifier_args, read_csv
 
+KEY = "5ec4e7" * 6 + "5ec4"
+
 
 @pytest.fixture(scope="module")
 def finished(tiny_ferplus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two epochs, tested on validation and test images. Read only."""
-    run = train(classifier_args(tiny_ferplus, tmp_path_factory.mktemp("runs"), "--trainer.max_epochs=2", "--tags=[x]"))
-    for split in ("val", "test"):
-        run_test(["--ckpt_path", str(run), f"--split={split}"])
+    runs = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("WANDB_API_KEY", KEY)
+        run = train(classifier_args(tiny_ferplus, runs, "--trainer.max_epochs=2", "--tags=[x]"))
+        for split in ("val", "test"):
+            run_test(["--ckpt_path", str(run), f"--split={split}"])
     return run
 
 
@@ -51,6 +56,7 @@ def test_run_folder(finished: Path, tiny_ferplus: Path) -> None:
         "metrics.csv",
         "checkpoints",
         "wandb",
+        ".lock",
         *(
             f"{kind}_{split}.{end}"
             for split in ("val", "test")
@@ -68,6 +74,12 @@ def test_run_folder(finished: Path, tiny_ferplus: Path) -> None:
     assert record["synthetic"] is True and record["generator_fingerprint"] == "bilinear"
     assert record["versions"]["torch"] == torch.__version__.split("+")[0]
     assert {"data_fingerprint", "git_commit", "git_dirty", "started", "ended", "wandb_id"} <= set(record)
+
+
+def test_the_key_of_wandb_is_written_nowhere(finished: Path) -> None:
+    files = [path for path in finished.rglob("*") if path.is_file()]
+    assert any(path.suffix == ".wandb" for path in files)
+    assert not [path for path in files if KEY.encode() in path.read_bytes()]
 
 
 def test_metrics_of_every_epoch(finished: Path) -> None:

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -74,18 +75,18 @@ def test_testing(trained: Path) -> None:
     figures = [report["rules"]["majority"]["all"] for report in (two, one)]
     assert figures[0]["n"] == figures[1]["n"] == sum(bool(row["label"]) for row in one_rows)
     assert figures[0]["confusion"] == figures[1]["confusion"]
-    logged = [float(row["val/acc"]) for row in read_csv(trained / "metrics.csv") if row["val/acc"]]
-    assert logged[-1] == pytest.approx(figures[1]["acc"]), "validation by two processes during training"
-    errors = [float(row["val/ece"]) for row in read_csv(trained / "metrics.csv") if row["val/ece"]]
-    assert errors[-1] == pytest.approx(figures[1]["ece"], rel=1e-4)
+    logged = [row for row in read_csv(trained / "metrics.csv") if row["val/acc"]]  # by both, during training
+    best = max(logged, key=lambda row: float(row["val/acc"]))  # the first of equals, as ModelCheckpoint has it
+    assert float(best["val/acc"]) == pytest.approx(figures[1]["acc"])
+    assert float(best["val/ece"]) == pytest.approx(figures[1]["ece"], rel=1e-4)
 
 
-@pytest.mark.parametrize("stage", ["dic", "dicgan"])
+@pytest.mark.parametrize("stage", ["hourglass", "dic", "dicgan"])
 def test_generators(stage: str, tiny_faces: Path, tmp_path: Path) -> None:
     """Both halves of a batch on their own processes: the mean of the gradients, and thus the weights, are the same."""
-    configs = {"dic": "generator/dic_small", "dicgan": "generator/dicgan_small"}
     strategy = "ddp_find_unused_parameters_true" if stage == "dicgan" else "ddp"
-    arguments = [*config(configs[stage]), *generator_options(tiny_faces, stage), "--trainer.limit_train_batches=3"]
+    arguments = [*config(f"generator/{stage}_small"), *generator_options(tiny_faces, stage)]
+    arguments += ["--trainer.limit_train_batches=3", "--trainer.log_every_n_steps=1"]
     if stage == "dic":
         arguments += ["--model.freeze_hourglass=1"]
     start(
@@ -93,13 +94,15 @@ def test_generators(stage: str, tiny_faces: Path, tmp_path: Path) -> None:
     )
     start("train.py", [*arguments, f"--runs={tmp_path / 'one'}"])
     two, one = (next((tmp_path / name).glob("*/*")) for name in ("two", "one"))
-    weights = [read_checkpoint(run / "checkpoints" / "latest.ckpt")["current_model_state"] for run in (two, one)]
-    for key, value in weights[1].items():  # type: ignore[attr-defined]
-        torch.testing.assert_close(weights[0][key], value, atol=2e-4, rtol=0)  # type: ignore[index]
-    quality = [
-        [float(row["val/psnr_y"]) for row in read_csv(run / "metrics.csv") if row["val/psnr_y"]] for run in (two, one)
-    ]
-    assert quality[0] == pytest.approx(quality[1], abs=1e-2)
+    saved = [read_checkpoint(run / "checkpoints" / "latest.ckpt") for run in (two, one)]
+    weights: Any = [checkpoint.get("current_model_state", checkpoint["state_dict"]) for checkpoint in saved]
+    for key, value in weights[1].items():
+        torch.testing.assert_close(weights[0][key], value, atol=2e-4, rtol=0)
+    metric = "val/nme_interocular" if stage == "hourglass" else "val/psnr_y"
+    for name, tolerance in ((metric, 1e-2), ("train/g/heatmap", 1e-5)):
+        logged = [[float(row[name]) for row in read_csv(run / "metrics.csv") if row[name]] for run in (two, one)]
+        assert len(logged[0]) == (1 if name == metric else 3)
+        assert logged[0] == pytest.approx(logged[1], abs=tolerance)
     assert len(list((two / "faces").glob("*.png"))) == 1
 
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import pytest
@@ -17,7 +18,7 @@ from callbacks.log_lines import LogLines
 from cli import train
 from models.checkpoints import CheckpointError, read_checkpoint
 from resuming import forget_beyond, newest_whole
-from tests.tiny_runs import classifier_args, config, generator_options, read_csv
+from tests.tiny_runs import classifier_args, config, generator_options, read_csv, write_generator
 from tests.torture import difference, outcome
 
 WHOLE = ["--trainer.limit_train_batches=1.0", "--trainer.max_epochs=2", "--latest.minutes=0"]
@@ -89,6 +90,21 @@ def test_generator(stage: str, tiny_faces: Path, tmp_path: Path) -> None:
 
     whole, stopped = run_and_stop(arguments, lambda patch: stop_after(patch, 9), tmp_path)
     assert difference(outcome(whole), outcome(stopped)) is None
+
+
+@pytest.mark.parametrize("batches", [5, 7])
+def test_training_counted_in_batches(batches: int, tiny_faces: Path, tmp_path: Path) -> None:
+    """As the published generator configurations are: validations ignore the epochs (of six batches)."""
+    counted = ["--trainer.max_steps=15", "--trainer.max_epochs=-1", "--trainer.check_val_every_n_epoch=null"]
+
+    def arguments(runs: Path) -> list[str]:
+        options = [*generator_options(tiny_faces), *WHOLE, *STEPS, *counted, "--trainer.val_check_interval=4"]
+        return [*config("generator/dic_small"), f"--runs={runs}", *options]
+
+    whole, stopped = run_and_stop(arguments, lambda patch: stop_after(patch, batches), tmp_path)
+    assert difference(outcome(whole), outcome(stopped)) is None
+    assert [row["step"] for row in read_csv(whole / "metrics.csv") if row["val/psnr_y"]] == ["3", "7", "11"]
+    assert read_checkpoint(stopped / "checkpoints" / "latest.ckpt")["global_step"] == 15
 
 
 def test_differences_are_found() -> None:
@@ -217,3 +233,44 @@ def test_a_generator_goes_on_without_the_file_that_it_started_from(tiny_faces: P
     hourglass.unlink()
     assert train(["--resume", str(run), "--trainer.max_epochs=2"]) == run
     assert json.loads((run / "run.json").read_text())["initial_weights"] == recorded
+
+
+def test_auto_does_not_join_a_run_that_started_from_other_weights(
+    tiny_faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = [write_generator(tmp_path / f"{seed}.ckpt", seed) for seed in (0, 1)]
+    arguments = [*config("generator/dic_small"), f"--runs={tmp_path}", *generator_options(tiny_faces)]
+    first, second = (train(["--resume", "auto", *arguments, f"--model.initial_weights={path}"]) for path in weights)
+    assert first != second
+    again = ["--resume", "auto", *arguments, f"--model.initial_weights={weights[0]}", "--trainer.max_epochs=2"]
+    assert train(again) == train(again) == first  # twice: the first time has written the configuration anew
+    with pytest.raises(SystemExit):
+        train(["--resume", str(first), f"--model.initial_weights={weights[1]}"])
+    assert "initial_weights is" in capsys.readouterr().err
+
+
+def test_a_moved_run_keeps_its_best_score(tiny_ferplus: Path, tmp_path: Path) -> None:
+    run = train(classifier_args(tiny_ferplus, tmp_path, *WHOLE))
+    moved = run.rename(tmp_path / "moved")
+    train(["--resume", str(moved), "--trainer.max_epochs=3", "--latest.minutes=60"])
+    saved: Any = read_checkpoint(moved / "checkpoints" / "latest.ckpt")["callbacks"]
+    (best,) = (state for name, state in saved.items() if name.startswith("ModelCheckpoint"))
+    scores = [float(row["val/acc"]) for row in read_csv(moved / "metrics.csv") if row["val/acc"]]
+    assert len(scores) == 3 and float(best["best_model_score"]) == pytest.approx(max(scores))
+    assert best["best_model_path"] == str(moved / "checkpoints" / "best.ckpt")
+
+
+def test_two_trainings_do_not_share_a_run_folder(
+    tiny_ferplus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = train(classifier_args(tiny_ferplus, tmp_path))
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != ".lock"}
+
+    def refuse(*_: object) -> None:
+        raise BlockingIOError(errno.EAGAIN, "held")
+
+    monkeypatch.setattr("fcntl.lockf", refuse)
+    with pytest.raises(SystemExit) as refusal:
+        train(["--resume", str(run), "--trainer.max_epochs=2"])
+    assert refusal.value.code == 2 and "is being trained by process" in capsys.readouterr().err
+    assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != ".lock"}

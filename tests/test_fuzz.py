@@ -9,10 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from cli import SuperFERCLI, _parse
+from comparison.reading import ComparisonError, read_runs
 from datamodules.face_annotations import find_faces
 from datamodules.face_files import FaceError, read_image, read_pts
 from datamodules.face_pack import pack_faces
@@ -22,8 +25,12 @@ from datamodules.plain_pickle import load_plain_pickle
 from models.checkpoints import CheckpointError, read_checkpoint
 from models.dic import DIC
 from models.pretrained import load_generator
+from resuming import changed_settings, forget_beyond
+from run_folders import read_record, share_with_children
 from tests.datamodules.face_writers import points, write_csv, write_face, write_pkl, write_pts
 from tests.datamodules.ferplus_writers import MIXED, write_folders, write_kaggle
+from tests.test_compare import right_except, write_run
+from tests.tiny_runs import classifier_args, generator_args
 
 # The same inputs every time: a failure here is to be found by whoever causes it.
 fuzzed = settings(
@@ -161,3 +168,80 @@ def test_plain_pickles_come_back(value: object) -> None:
         path = Path(folder) / "plain.pkl"
         path.write_bytes(pickle.dumps(value))
         assert repr(load_plain_pickle(path)) == repr(value)
+
+
+ODD: list[object] = [-1, 0, 3, 1.5, float("nan"), True, "", "x", "3", None, [], [1, "x"], {}, {"x": 1}]
+
+
+@pytest.fixture(scope="module")
+def configurations(tiny_ferplus: Path, tiny_faces: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Whole configurations of a classifier and of a generator, with every default, as runs record them."""
+    runs = tmp_path_factory.mktemp("runs")
+    texts = []
+    for arguments in (classifier_args(tiny_ferplus, runs), generator_args(tiny_faces, runs)):
+        cli = _parse(arguments, "train")
+        texts.append(cli.parser.dump(cli.config, skip_none=False))
+        share_with_children(None)
+    return texts
+
+
+def _build(text: str) -> None:
+    """Parses a configuration and builds everything: that succeeds, or ends in one message with exit code 2."""
+    with tempfile.TemporaryDirectory() as folder:
+        path, runs = Path(folder) / "config.yaml", Path(folder) / "runs"
+        path.write_bytes(text.encode(errors="replace"))
+        cli: SuperFERCLI | None = None
+        try:
+            cli = _parse(["--config", str(path), f"--runs={runs}"], "train")
+        except SystemExit as error:
+            assert error.code == 2
+        share_with_children(None)
+        assert cli is not None or not list(runs.glob("*/*")), "a refusal leaves no run folder"
+
+
+@pytest.mark.filterwarnings("ignore")
+@given(change=damage(), which=st.integers(0, 1))
+@settings(fuzzed, max_examples=60)
+def test_damaged_configuration(configurations: list[str], change: Callable[[bytes], bytes], which: int) -> None:
+    _build(change(configurations[which].encode()).decode(errors="replace"))
+
+
+@pytest.mark.filterwarnings("ignore")
+@given(which=st.integers(0, 1), place=st.floats(0, 1, exclude_max=True), value=st.sampled_from(ODD))
+@settings(fuzzed, max_examples=100)
+def test_senseless_setting(configurations: list[str], which: int, place: float, value: object) -> None:
+    config = yaml.safe_load(configurations[which])
+    leaves: list[tuple[dict[str, object], str]] = []
+
+    def walk(tree: dict[str, object]) -> None:
+        for name, inside in tree.items():
+            leaves.append((tree, name))
+            if isinstance(inside, dict):
+                walk(inside)
+
+    walk(config)
+    tree, name = leaves[int(place * len(leaves))]
+    tree[name] = value
+    _build(yaml.safe_dump(config))
+
+
+@given(change=damage(), name=st.sampled_from(["run.json", "config.yaml", "metrics.csv", "*_test.json", "*_test.csv"]))
+@fuzzed
+def test_run_folder(change: Callable[[bytes], bytes], name: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        run = write_run(Path(folder) / "run", "bilinear", 0, right_except(1), splits=("test",))
+        (path,) = run.glob(name)
+        path.write_bytes(change(path.read_bytes()))
+        checkpoint = Path(folder) / "latest.ckpt"
+        torch.save({"global_step": 2, "state_dict": {}}, checkpoint)
+        for read in (
+            lambda: read_runs([run]),
+            lambda: read_record(run),
+            lambda: changed_settings(run, {}),
+            lambda: forget_beyond(run, checkpoint),
+        ):
+            try:
+                read()
+            except (ComparisonError, ValueError) as error:
+                assert str(error).strip()
+        assert not list(run.glob(".*"))

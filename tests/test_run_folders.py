@@ -1,12 +1,14 @@
 """Run folders: names, and finding them again."""
 
+import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from run_folders import find_checkpoint, find_run, new_run_folder, share_with_children, software_state
+from run_folders import find_checkpoint, find_run, held, new_run_folder, share_with_children, software_state
 
 
 @pytest.fixture(autouse=True)
@@ -29,6 +31,24 @@ def test_children_take_the_folder_of_their_parent(tmp_path: Path) -> None:
     assert new_run_folder(tmp_path, "arm", 0) == folder
     share_with_children(None)
     assert new_run_folder(tmp_path, "arm", 0) != folder
+
+
+def test_one_process_at_a_time_trains_in_a_folder_and_a_killed_one_leaves_no_lock(tmp_path: Path) -> None:
+    code = "import sys; from pathlib import Path; from run_folders import held\n"
+    code += "with held(Path(sys.argv[1])): print('held', flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=Path(__file__).parents[1],
+    ) as other:
+        assert other.stdout is not None and other.stdout.readline() == b"held\n"
+        with pytest.raises(ValueError, match=rf"trained by process {other.pid} on .*; wait for it"), held(tmp_path):
+            pass
+        other.kill()
+        other.wait()
+    with held(tmp_path):
+        assert str(os.getpid()) in (tmp_path / ".lock").read_text()
 
 
 def test_processes_of_a_job_share_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
