@@ -10,6 +10,7 @@ from typing import Any, Literal
 import lightning as L
 import torch
 import yaml
+from jsonargparse import Namespace
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
@@ -110,6 +111,9 @@ class SuperFERCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         keep_freed_memory()
         torch.set_float32_matmul_precision("high")
+        for name in ("trainer", "best"):
+            if not isinstance(self.config[name], Namespace):
+                raise ValueError(f"{name} is {self.config[name]!r}, needed are settings by name")
         if self.config.best.monitor is None:
             raise ValueError("best.monitor is missing: the metric that decides which checkpoint is the best")
         if self.command == "train":
@@ -209,7 +213,7 @@ def _parse(args: list[str], command: Command, run: Path | None = None, **more: A
     """Parses and builds; what is wrong with the arguments or the data ends in one line and exit code 2."""
     try:
         return SuperFERCLI(args, command, run, **more)
-    except (ValueError, OSError, MisconfigurationException) as error:
+    except (ValueError, TypeError, OSError, MisconfigurationException) as error:
         refuse(error)
 
 
@@ -255,12 +259,13 @@ def train(args: list[str] | None = None) -> Path:
         if cli.trainer.is_global_zero:
             try:
                 around.enter_context(held(folder))
+                remove_leftovers(folder / "checkpoints", older_than=0)
+                if cli.checkpoint is not None:
+                    forget_beyond(folder, cli.checkpoint)
             except ValueError as error:
+                share_with_children(None)
                 refuse(error)
-            remove_leftovers(folder / "checkpoints", older_than=0)
-            if cli.checkpoint is not None:
-                forget_beyond(folder, cli.checkpoint)
-        around.enter_context(latest.listening())  # a second signal must not cut off the upload
+        around.enter_context(latest.listening(cli.trainer))  # a second signal must not cut off the upload
         around.enter_context(finishing(cli.trainer))
         cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=cli.checkpoint, weights_only=True)
     return folder

@@ -35,7 +35,6 @@ MAY_CHANGE = (  # without another result, or on purpose
             "log_every_n_steps",
             "logger",
             "max_epochs",
-            "max_steps",
             "max_time",
             "num_nodes",
             "profiler",
@@ -120,16 +119,23 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def forget_beyond(run: Path, checkpoint: Path) -> None:
-    """Removes the rows of ``metrics.csv`` that were logged after the checkpoint: they will be logged again."""
+    """Removes the rows of ``metrics.csv`` that were logged after the checkpoint: they will be logged again.
+
+    Raises:
+        ValueError: the file is no CSV.
+    """
     path = run / "metrics.csv"
     steps = read_checkpoint(checkpoint).get("global_step")
     if not path.is_file() or not isinstance(steps, int):
         return
-    with path.open(newline="") as file:
-        reader = csv.DictReader(file)
-        columns, rows = list(reader.fieldnames or ()), list(reader)
+    try:
+        with path.open(newline="") as file:
+            reader = csv.DictReader(file)
+            columns, rows = list(reader.fieldnames or ()), list(reader)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} cannot be read ({error}); restore it, or move it away to log anew") from error
     # A row that was being written when the power went has cells missing.
-    whole = [row for row in rows if None not in row.values() and str(row.get("step")).isdigit()]
+    whole = [row for row in rows if None not in row and None not in row.values() and str(row.get("step")).isdigit()]
     kept = [row for row in whole if int(row["step"]) < steps]
     if len(kept) == len(rows):
         return

@@ -147,7 +147,8 @@ def chosen_folder() -> Path | None:
 def held(folder: Path) -> Iterator[None]:
     """Keeps other trainings out of a run folder. The lock is the kernel's and goes with the process, however it ends.
 
-    Not ``flock``, which workers that outlive a killed training would go on holding.
+    (That of a lost machine goes when the file server gives it up.) Not ``flock``, which workers that outlive a killed
+    training would go on holding.
 
     Raises:
         ValueError: Another process holds it.
@@ -159,7 +160,10 @@ def held(folder: Path) -> Iterator[None]:
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 file.seek(0)
                 who = file.read().strip() or "another process"
-                raise ValueError(f"{folder} is being trained by {who}; wait for it, or stop it") from error
+                raise ValueError(
+                    f"{folder} is being trained by {who}; wait for it, or stop it (if that machine is gone, delete "
+                    f"{folder / '.lock'})"
+                ) from error
             # a file system without locks
         file.truncate(0)
         file.write(f"process {os.getpid()} on {platform.node()}\n")

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 from cli import train
+from command_line import take_option
 
 STAGES = ("hourglass", "dic", "dicgan")
 SHOWN = ("val/psnr_y", "val/psnr_y_bicubic", "val/ssim_y", "val/nme_interocular")
@@ -54,6 +55,8 @@ def main(args: list[str] | None = None) -> dict[str, Path]:
     parser.add_argument("--hr_size", type=int, default=128, help="side of the HR faces, px (default: 128)")
     parser.add_argument("--hardware", choices=("gpu", "cpu"), default="gpu", help="default: gpu")
     options, overrides = parser.parse_known_args(args)
+    if take_option(overrides, "--trainer.devices")[0] not in (None, "1"):
+        parser.error("one device only: the processes for others would begin with the first stage again")
     runs: dict[str, Path] = {}
     lines = [f"| stage | minutes | batches | {' | '.join(SHOWN)} | run |", "|---" * 8 + "|"]
     for stage in STAGES:

@@ -29,13 +29,14 @@ class WholeCheckpointIO(TorchCheckpointIO):
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
         path.parent.mkdir(parents=True, exist_ok=True)
+        new = path.with_name(f".{path.name}.writing-new")
         try:
-            new = path.with_name(f".{path.name}.new")
             write_atomically(new, buffer.getbuffer())  # first: what it replaces may be the only one that is whole
             if path.name in PREVIOUS and path.is_file():
                 _keep(path, path.with_name(PREVIOUS[path.name]))
             new.replace(path)
         except OSError as error:
+            new.unlink(missing_ok=True)
             size = f"{len(buffer.getbuffer()) / 1e6:.0f} MB"
             reason = f"checkpoint of {size} cannot be written ({error.strerror}); the earlier ones are whole"
             raise OSError(error.errno, f"{reason}: make room and continue with --resume", str(path)) from error
@@ -43,10 +44,13 @@ class WholeCheckpointIO(TorchCheckpointIO):
 
 def _keep(path: Path, name: Path) -> None:
     """Gives a file a second name, which it keeps when the first is replaced."""
-    link = name.with_name(f".{name.name}.link-{os.getpid()}")
+    link = name.with_name(f".{name.name}.writing-link")
     link.unlink(missing_ok=True)
     try:
-        os.link(path, link)
-    except OSError:  # a file system without links
-        shutil.copyfile(path, link)
-    link.replace(name)
+        try:
+            os.link(path, link)
+        except OSError:  # a file system without links
+            shutil.copyfile(path, link)
+        link.replace(name)
+    finally:
+        link.unlink(missing_ok=True)

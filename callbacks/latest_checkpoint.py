@@ -11,7 +11,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from torchmetrics import Metric
 
 from datamodules.samplers import epoch_is_over
@@ -28,12 +28,12 @@ class LatestCheckpoint(Checkpoint):
     """Writes ``latest.ckpt`` after every epoch, and within an epoch when ``minutes`` have passed since it was written.
 
     Not after a batch that a validation follows: continued from there, the run would not make up for the validation.
-    Nor at an epoch's end if the length is given in ``max_steps``: continued from there, Lightning would end that epoch
-    a second time.
+    Nor at an epoch's end if the length is given in ``max_steps``, but at the end of the training: continued from there,
+    Lightning would end that epoch a second time.
 
     On SIGTERM or SIGUSR1, to any of its processes, the training ends with ``PreemptedError`` after the next batch (of a
-    gradient accumulation: the last), with a checkpoint; when a validation has begun, at once, with the checkpoint that
-    there is.
+    gradient accumulation: the last), with a checkpoint; before the first batch and when a validation has begun, at
+    once, with the checkpoint that there is. The process that started others for its devices passes the signal on.
 
     Args:
         minutes: bounds the work that is lost with a killed process.
@@ -45,48 +45,55 @@ class LatestCheckpoint(Checkpoint):
             raise ValueError(f"minutes is {minutes}, needed is 0 or more")
         self.interval, self.dirpath = timedelta(minutes=minutes), dirpath
         self._written = time.monotonic()
+        self._written_after = -1  # batch of the whole training
         self._preempted = False  # this process has got the signal
         self._stopping = False  # all processes know, and the checkpoint is written
-        self._listening = False
+        self._training = False
 
     @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Takes the signals while a training runs. Around the trainer, which puts back the handlers that it found."""
+    def listening(self, trainer: L.Trainer) -> Iterator[None]:
+        """Takes the signals while ``trainer`` runs, in the place of Lightning's own handlers.
 
+        Those end with exit code 0, may not save, and broadcast in the middle of other collective operations.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        earlier = {number: signal.getsignal(number) for number in PREEMPTION_SIGNALS}
-        self._listening = True
-        self._listen()
+
+        def preempt(number: int, _: object) -> None:
+            if self._preempted:
+                return
+            self._preempted = True
+            if trainer.strategy.launcher is not None:
+                trainer.strategy.launcher.kill(number)
+            if not self._training:
+                raise PreemptedError
+
+        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+        earlier = {number: signal.signal(number, preempt) for number in PREEMPTION_SIGNALS}
         try:
             yield
         finally:
-            self._listening = False
             for number, handler in earlier.items():
                 signal.signal(number, handler)
 
-    def _listen(self) -> None:
-        for number in PREEMPTION_SIGNALS:
-            signal.signal(number, self._preempt)
-
-    def _preempt(self, *_: object) -> None:
-        self._preempted = True
-
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """A run folder may have been moved; ModelCheckpoint forgets the best score if its folder has another name."""
-        for state in checkpoint.get("callbacks", {}).values():
-            if isinstance(state, dict) and isinstance(earlier := state.get("dirpath"), str) and self.dirpath:
-                for name in ("dirpath", "best_model_path", "kth_best_model_path", "last_model_path"):
-                    state[name] = str(state[name]).replace(earlier, self.dirpath, 1)
+        for best in trainer.checkpoint_callbacks:
+            state = checkpoint["callbacks"].get(best.state_key)
+            if not isinstance(best, ModelCheckpoint) or self.dirpath is None or state is None:
+                continue
+            if best.dirpath == self.dirpath != state["dirpath"]:
+                earlier, state["dirpath"] = state["dirpath"], self.dirpath
+                for name in ("best_model_path", "kth_best_model_path", "last_model_path"):
+                    state[name] = state[name].replace(earlier, self.dirpath, 1)
                 state["best_k_models"] = {
                     path.replace(earlier, self.dirpath, 1): score for path, score in state["best_k_models"].items()
                 }
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._written = time.monotonic()
-        if self._listening:  # again: the trainer's own handler, put in since, ends with exit code 0 and may not save
-            self._listen()
+        self._training = True
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -103,7 +110,8 @@ class LatestCheckpoint(Checkpoint):
         counted = batches if trainer.check_val_every_n_epoch is not None else trainer.fit_loop.total_batch_idx + 1
         if trainer.enable_validation and trainer.val_check_batch and counted % trainer.val_check_batch == 0:
             return
-        due, preempted = self._agree(trainer, time.monotonic() - self._written >= self.interval.total_seconds())
+        late = time.monotonic() - self._written >= self.interval.total_seconds()
+        due, preempted = self._agree(trainer, late or trainer.should_stop)
         if due or preempted:
             self._write(trainer)
         self._stopping = preempted
@@ -111,15 +119,18 @@ class LatestCheckpoint(Checkpoint):
     def on_validation_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        # Ranks may differ by a batch of validation, so this one does not ask the others: they get the signal as well.
+        # Ranks may differ by a batch of validation, so this one does not ask the others: schedulers tell all of them.
         if self._preempted:
             raise PreemptedError
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.max_steps == -1 or trainer.global_step >= trainer.max_steps:
-            self._write(
-                trainer
-            )  # a run that is to stop does so in the next epoch: this one's metrics are not logged yet
+        # A run that is to stop does so in the next epoch: this one's metrics are not logged yet.
+        if trainer.max_steps == -1:
+            self._write(trainer)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.max_steps != -1:
+            self._write(trainer)
 
     def _agree(self, trainer: L.Trainer, due: bool) -> tuple[bool, bool]:
         """Whether any rank finds that a checkpoint is due, and whether any has been told to stop."""
@@ -131,9 +142,12 @@ class LatestCheckpoint(Checkpoint):
         return bool(first), bool(second)
 
     def _write(self, trainer: L.Trainer) -> None:
+        batch = trainer.fit_loop.total_batch_idx
+        if batch == self._written_after:
+            return  # in mid-epoch, from where it can be continued better than from an epoch's end
         folder = Path(self.dirpath or trainer.default_root_dir)
         trainer.save_checkpoint(folder / "latest.ckpt", weights_only=False)
-        self._written = time.monotonic()
+        self._written, self._written_after = time.monotonic(), batch
 
 
 class RankState(L.Callback):

@@ -87,7 +87,7 @@ class RunRecord(SaveConfigCallback):
         }
 
     def _initial_weights(self) -> dict[str, str] | None:
-        """Which file of an earlier stage a generator started from; a resumed run needs it no more, and forgets it."""
+        """Which file of an earlier stage a generator started from; a resumed run does not need it any more."""
         given = self.config.model.init_args.get("initial_weights")
         if given is None:
             return None
@@ -103,7 +103,7 @@ class RunRecord(SaveConfigCallback):
             self._record |= {"status": status, "ended": _now()}
             self._write(trainer)
 
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.is_global_zero:  # a finished run that is "continued" does not come here
             folder = Path(trainer.default_root_dir)
             for results in (*folder.glob("metrics_*.json"), *folder.glob("predictions_*.csv")):

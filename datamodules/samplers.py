@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning as L
 import numpy as np
+from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import Sampler
 
 WORKERS_LINGER = 30.0  # seconds; schedulers wait about as long before they kill
@@ -93,8 +94,10 @@ class EpochSampler(Sampler[Any]):  # of pairs, which torch's BatchSampler passes
 
 
 def epoch_is_over(trainer: L.Trainer) -> bool:
-    """Whether a checkpoint that is being written is that of an epoch's end."""
-    return trainer.fit_loop.epoch_progress.current.processed > trainer.current_epoch  # type: ignore[attr-defined]
+    """Whether a checkpoint that is being written has all batches of an epoch behind it."""
+    progress = trainer.fit_loop.epoch_loop.batch_progress
+    ended: bool = trainer.fit_loop.epoch_progress.current.processed > trainer.current_epoch  # type: ignore[attr-defined]
+    return ended or progress.current.ready >= trainer.num_training_batches  # the latter in its last validation
 
 
 class ResumableDataModule(L.LightningDataModule):
@@ -108,11 +111,12 @@ class ResumableDataModule(L.LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """Called when a checkpoint is saved."""
-        if self.trainer is None or not self.trainer.training:
+        trainer = self.trainer
+        if trainer is None or trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
             return {}
-        loop = self.trainer.fit_loop
-        batches = 0 if epoch_is_over(self.trainer) else loop.epoch_loop.batch_progress.current.ready
-        return {"epoch": loop.epoch_progress.current.processed, "batches": batches}  # type: ignore[attr-defined]
+        if epoch_is_over(trainer):
+            return {"epoch": trainer.current_epoch + 1, "batches": 0}
+        return {"epoch": trainer.current_epoch, "batches": trainer.fit_loop.epoch_loop.batch_progress.current.ready}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Called when a run is resumed, before any loader is asked for."""

@@ -44,6 +44,20 @@ def dic_losses(
     return pixel, heatmap
 
 
+def over_ranks(trainer: L.Trainer, terms: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Means of loss terms over all processes; with one message that no GPU waits for, unlike `sync_dist` of Lightning.
+
+    Args:
+        trainer: whose processes.
+        terms: scalars, of equally many images in every process.
+    """
+    values = torch.stack([value.detach().float() for value in terms.values()])
+    if trainer.world_size > 1:
+        torch.distributed.all_reduce(values)
+        values = values / trainer.world_size
+    return dict(zip(terms, values.unbind(), strict=True))
+
+
 LANDMARK_METRICS = ("val/nme_interocular", "val/nme_interocular_argmax")
 
 
@@ -117,8 +131,8 @@ class GeneratorModule(L.LightningModule):
         return normalise(batch["hr"].float() / 255).contiguous(memory_format=self.memory_format)
 
     def log_terms(self, terms: dict[str, Tensor]) -> None:
-        """Log loss terms of this batch, of all processes, every `trainer.log_every_n_steps` batches."""
-        self.log_dict({f"train/{name}": value.detach() for name, value in terms.items()}, sync_dist=True)
+        """Log loss terms of this batch every `trainer.log_every_n_steps` batches."""
+        self.log_dict({f"train/{name}": value for name, value in over_ranks(self.trainer, terms).items()})
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Any]:
         """Update the metrics, and return what `restore` gives, for those who want to show it."""

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 from torchmetrics import MeanMetric
 
-from lightning_modules.generator import LANDMARK_METRICS, LandmarkErrors, check_faces, decode
+from lightning_modules.generator import LANDMARK_METRICS, LandmarkErrors, check_faces, decode, over_ranks
 from lightning_modules.schedules import Adam, training_length
 from models.dic import normalise
 from models.heatmaps import HEATMAP_STRIDE, enlarge_heatmaps, landmarks_to_heatmaps
@@ -99,7 +99,7 @@ class HourglassModule(L.LightningModule):
         found = self(batch["hr"])
         target = landmarks_to_heatmaps(batch["landmarks"] / HEATMAP_STRIDE, found[0].shape[-1], self.sigma())
         loss = torch.stack([mse_loss(maps.float(), target) for maps in found]).sum()
-        self.log("train/g/heatmap", loss.detach(), sync_dist=True)
+        self.log_dict(over_ranks(self.trainer, {"train/g/heatmap": loss}))
         return loss
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Any]:

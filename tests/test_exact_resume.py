@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import multiprocessing
+import os
 import signal
 import subprocess
 from collections.abc import Callable
@@ -13,9 +14,13 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 
+from callbacks.checkpoint_io import WholeCheckpointIO
 from callbacks.log_lines import LogLines
 from cli import train
+from datamodules.ferplus import FERPlusDataModule
+from lightning_modules.classifier import EmotionClassifier
 from models.checkpoints import CheckpointError, read_checkpoint
 from resuming import forget_beyond, newest_whole
 from tests.tiny_runs import classifier_args, config, generator_options, read_csv, write_generator
@@ -23,6 +28,7 @@ from tests.torture import difference, outcome
 
 WHOLE = ["--trainer.limit_train_batches=1.0", "--trainer.max_epochs=2", "--latest.minutes=0"]
 STEPS = ["--trainer.log_every_n_steps=1"]
+SLOW = "--model.learning_rate=0.001"
 
 
 class KilledError(Exception):
@@ -92,7 +98,7 @@ def test_generator(stage: str, tiny_faces: Path, tmp_path: Path) -> None:
     assert difference(outcome(whole), outcome(stopped)) is None
 
 
-@pytest.mark.parametrize("batches", [5, 7])
+@pytest.mark.parametrize("batches", [5, 7, 10])
 def test_training_counted_in_batches(batches: int, tiny_faces: Path, tmp_path: Path) -> None:
     """As the published generator configurations are: validations ignore the epochs (of six batches)."""
     counted = ["--trainer.max_steps=15", "--trainer.max_epochs=-1", "--trainer.check_val_every_n_epoch=null"]
@@ -105,6 +111,50 @@ def test_training_counted_in_batches(batches: int, tiny_faces: Path, tmp_path: P
     assert difference(outcome(whole), outcome(stopped)) is None
     assert [row["step"] for row in read_csv(whole / "metrics.csv") if row["val/psnr_y"]] == ["3", "7", "11"]
     assert read_checkpoint(stopped / "checkpoints" / "latest.ckpt")["global_step"] == 15
+
+
+@pytest.mark.parametrize("steps", [4, 6], ids=["epoch-end", "mid-epoch"])
+def test_only_the_best_checkpoint_is_left(steps: int, tiny_ferplus: Path, tmp_path: Path) -> None:
+    """It is written during a validation."""
+    arguments = [*WHOLE, "--trainer.val_check_interval=2", "--model.mixup=0.4"]
+    whole = train(classifier_args(tiny_ferplus, tmp_path / "whole", *arguments))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(ModelCheckpoint, "check_monitor_top_k", lambda *_: True)  # the last is the best
+        stop_after(patched, steps + 2)
+        with pytest.raises(KilledError):
+            train(classifier_args(tiny_ferplus, tmp_path / "stopped", *arguments))
+    (stopped,) = (tmp_path / "stopped").glob("*/*")
+    for name in ("latest", "previous"):
+        (stopped / "checkpoints" / f"{name}.ckpt").unlink()
+    assert read_checkpoint(stopped / "checkpoints" / "best.ckpt")["global_step"] == steps
+    train(["--resume", str(stopped)])
+    weights = [read_checkpoint(run / "checkpoints" / "latest.ckpt")["state_dict"] for run in (whole, stopped)]
+    assert difference(*weights) is None
+
+
+@pytest.mark.parametrize("counted", [True, False], ids=["batches", "epochs"])
+def test_stopped_by_the_clock_and_prolonged(
+    counted: bool, tiny_faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`trainer.max_time` ends a run in mid-epoch, between two checkpoints."""
+    length = ["--trainer.max_steps=12", "--trainer.max_epochs=-1"] if counted else []
+
+    def arguments(runs: Path) -> list[str]:
+        options = [*generator_options(tiny_faces), *WHOLE, "--latest.minutes=60", *length]
+        return [*config("generator/dic_small"), f"--runs={runs}", *options]
+
+    def stop(callback: LogLines, trainer: L.Trainer, *_: object) -> None:
+        trainer.should_stop = trainer.fit_loop.total_batch_idx == 8
+
+    whole = train(arguments(tmp_path / "whole"))
+    with monkeypatch.context() as patched:
+        patched.setattr(LogLines, "on_train_batch_end", stop)
+        stopped = train(arguments(tmp_path / "stopped"))
+    assert read_checkpoint(stopped / "checkpoints" / "latest.ckpt")["global_step"] == 9
+    train(["--resume", str(stopped)])
+    final = [read_checkpoint(run / "checkpoints" / "latest.ckpt") for run in (whole, stopped)]
+    assert difference(*(saved["current_model_state"] for saved in final)) is None
+    assert difference(*(saved["optimizer_states"] for saved in final)) is None
 
 
 def test_differences_are_found() -> None:
@@ -158,6 +208,22 @@ def test_full_disk_stops_the_run_and_leaves_the_earlier_checkpoint(
     assert difference(outcome(whole), outcome(run)) is None
 
 
+def test_failed_save_spares_the_checkpoint_that_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The newest is damaged, the one before it is not, and the disk is full."""
+    torch.save({"global_step": 5, "state_dict": {}}, tmp_path / "previous.ckpt")
+    (tmp_path / "latest.ckpt").write_bytes(b"damaged")
+    before = (tmp_path / "previous.ckpt").read_bytes()
+
+    def refuse(file: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", refuse)
+    with pytest.raises(OSError, match="cannot be written"):
+        WholeCheckpointIO().save_checkpoint({"global_step": 6}, tmp_path / "latest.ckpt")
+    assert (tmp_path / "previous.ckpt").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest.ckpt", "previous.ckpt"]
+
+
 def test_what_was_logged_after_the_checkpoint_is_logged_once(tmp_path: Path) -> None:
     torch.save({"global_step": 5, "state_dict": {}}, tmp_path / "latest.ckpt")
     rows = ["epoch,step,train/loss,lr", "0,3,1.5,", "0,4,1.25,0.1", "1,5,9,", "1,7,,0.2", ""]
@@ -196,6 +262,16 @@ def test_preempted_run_saves_asks_to_be_started_again_and_goes_on(
     train(["--resume", str(run)])
     assert difference(outcome(whole), outcome(run)) is None
     assert json.loads((run / "run.json").read_text())["status"] == "finished"
+
+
+def test_preempted_before_the_first_batch(tiny_ferplus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a cache is filled, for instance."""
+    monkeypatch.setattr(FERPlusDataModule, "fill_cache", lambda *_: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(SystemExit) as stopped:
+        train(classifier_args(tiny_ferplus, tmp_path))
+    assert stopped.value.code == 75
+    (run,) = tmp_path.glob("*/*")
+    assert json.loads((run / "run.json").read_text())["status"] == "preempted"
 
 
 def test_other_settings_are_refused_unless_allowed(
@@ -249,21 +325,31 @@ def test_auto_does_not_join_a_run_that_started_from_other_weights(
     assert "initial_weights is" in capsys.readouterr().err
 
 
-def test_a_moved_run_keeps_its_best_score(tiny_ferplus: Path, tmp_path: Path) -> None:
-    run = train(classifier_args(tiny_ferplus, tmp_path, *WHOLE))
+def test_a_moved_run_keeps_its_best_score(tiny_ferplus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = train(classifier_args(tiny_ferplus, tmp_path, *WHOLE, "--best.monitor=val/loss", "--best.mode=min", SLOW))
     moved = run.rename(tmp_path / "moved")
+    best = (moved / "checkpoints" / "best.ckpt").read_bytes()
+
+    def wrong(self: EmotionClassifier, images: torch.Tensor) -> torch.Tensor:
+        return torch.eye(8)[7].expand(len(images), 8) * 1000 + next(self.parameters()).sum() * 0
+
+    monkeypatch.setattr(EmotionClassifier, "forward", wrong)
     train(["--resume", str(moved), "--trainer.max_epochs=3", "--latest.minutes=60"])
+    scores = [float(row["val/loss"]) for row in read_csv(moved / "metrics.csv") if row["val/loss"]]
+    assert len(scores) == 3 and scores[2] > min(scores[:2]), "the third epoch has to be a bad one"
+    assert (moved / "checkpoints" / "best.ckpt").read_bytes() == best
     saved: Any = read_checkpoint(moved / "checkpoints" / "latest.ckpt")["callbacks"]
-    (best,) = (state for name, state in saved.items() if name.startswith("ModelCheckpoint"))
-    scores = [float(row["val/acc"]) for row in read_csv(moved / "metrics.csv") if row["val/acc"]]
-    assert len(scores) == 3 and float(best["best_model_score"]) == pytest.approx(max(scores))
-    assert best["best_model_path"] == str(moved / "checkpoints" / "best.ckpt")
+    (state,) = (state for name, state in saved.items() if name.startswith("ModelCheckpoint"))
+    assert float(state["best_model_score"]) == pytest.approx(min(scores))
+    assert state["best_model_path"] == str(moved / "checkpoints" / "best.ckpt")
 
 
 def test_two_trainings_do_not_share_a_run_folder(
     tiny_ferplus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = train(classifier_args(tiny_ferplus, tmp_path))
+    with (run / "metrics.csv").open("a") as file:
+        file.write("1,99,\n")  # which a run that may be continued would lose
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != ".lock"}
 
     def refuse(*_: object) -> None:
@@ -273,4 +359,5 @@ def test_two_trainings_do_not_share_a_run_folder(
     with pytest.raises(SystemExit) as refusal:
         train(["--resume", str(run), "--trainer.max_epochs=2"])
     assert refusal.value.code == 2 and "is being trained by process" in capsys.readouterr().err
+    assert "SUPERFER_RUN_FOLDER" not in os.environ
     assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != ".lock"}

@@ -56,7 +56,7 @@ def test_spoilt_statistics_cannot_be_skipped(
 
     def spoiled(self: EmotionClassifier, data: dict[str, Any], batch_idx: int) -> torch.Tensor:
         if batch_idx == 2:
-            self.net.get_submodule("net.bn1").running_mean.fill_(torch.nan)  # type: ignore[union-attr,operator]
+            self.net.get_submodule("network.bn1").running_mean.fill_(torch.nan)  # type: ignore[union-attr,operator]
         return step(self, data, batch_idx) * (float("nan") if batch_idx == 2 else 1)
 
     monkeypatch.setattr(EmotionClassifier, "training_step", spoiled)
