@@ -26,7 +26,7 @@ lint: install-dev
 	$(VENV)/bin/mypy
 
 test: lint
-	NO_ALBUMENTATIONS_UPDATE=1 WANDB_MODE=offline $(PY) -m pytest
+	OMP_NUM_THREADS=1 NO_ALBUMENTATIONS_UPDATE=1 WANDB_MODE=offline $(PY) -m pytest -n 2 --dist loadfile
 
 demo: install
 	$(PY) demo.py

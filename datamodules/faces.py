@@ -27,7 +27,7 @@ from datamodules.face_augmentation import LandmarkAugmentation
 from datamodules.face_pack import check_crop, is_prepared, open_faces
 from datamodules.face_sets import FaceSet, hold_out, load_faces, refuse_shared
 from datamodules.files import is_synthetic
-from datamodules.samplers import EpochSampler, ResumableDataModule, linger_on_sigterm
+from datamodules.samplers import EpochSampler, ResumableDataModule, outlive_signals
 from models.dic import SCALE
 from models.heatmaps import HEATMAP_STRIDE, landmarks_to_heatmaps
 from models.resampling import resize_bicubic
@@ -251,6 +251,6 @@ class FaceLandmarkDataModule(ResumableDataModule):
             drop_last=training,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
-            worker_init_fn=linger_on_sigterm,
+            worker_init_fn=outlive_signals,
             generator=torch.Generator(),  # its own, so that nobody else's draws depend on the loader
         )

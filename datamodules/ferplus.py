@@ -14,7 +14,7 @@ from datamodules.ferplus_labels import CLASSES, LabelMode, argmax_labels, majori
 from datamodules.ferplus_report import describe
 from datamodules.ferplus_source import CACHE_FOLDER, SPLITS, FERPlusTable, open_table
 from datamodules.files import is_synthetic
-from datamodules.samplers import EpochSampler, ResumableDataModule, linger_on_sigterm
+from datamodules.samplers import EpochSampler, ResumableDataModule, outlive_signals
 from datamodules.upscaled_cache import UpscaledCache
 from datamodules.upscalers import Interpolation, InterpolationUpscaler, Upscaler
 from models.dic import SCALE
@@ -267,7 +267,7 @@ class FERPlusDataModule(ResumableDataModule):
             collate_fn=keep_batch,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
-            worker_init_fn=linger_on_sigterm,
+            worker_init_fn=outlive_signals,
             pin_memory=False,  # cannot pin gray images that are expanded to three channels
             generator=torch.Generator().manual_seed(self.seed),
         )

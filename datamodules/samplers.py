@@ -16,10 +16,10 @@ WORKERS_LINGER = 30.0  # seconds; schedulers wait about as long before they kill
 _training_is_over = RawValue("b", 1)  # in memory that worker processes share
 
 
-def linger_on_sigterm(worker: int) -> None:
-    """For the worker processes of a loader: SIGTERM ends them a little later, unless the training is over.
+def outlive_signals(worker: int) -> None:
+    """For the worker processes of a loader: SIGTERM ends them a little later, unless the training is over; SIGUSR1 not.
 
-    A scheduler sends it to the whole process group, and the training needs them until it has saved.
+    A scheduler sends them to the whole process group, and the training needs its workers until it has saved.
     """
 
     def end(*_: object) -> None:
@@ -30,6 +30,7 @@ def linger_on_sigterm(worker: int) -> None:
         timer.start()
 
     signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
 def release_workers(over: bool) -> None:

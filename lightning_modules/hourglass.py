@@ -99,7 +99,7 @@ class HourglassModule(L.LightningModule):
         found = self(batch["hr"])
         target = landmarks_to_heatmaps(batch["landmarks"] / HEATMAP_STRIDE, found[0].shape[-1], self.sigma())
         loss = torch.stack([mse_loss(maps.float(), target) for maps in found]).sum()
-        self.log_dict(over_ranks(self.trainer, {"train/g/heatmap": loss}))
+        self.log_dict(over_ranks({"train/g/heatmap": loss}))
         return loss
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Any]:

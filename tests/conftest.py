@@ -14,7 +14,7 @@ import torch
 
 from datamodules.synthetic import write_faces, write_ferplus
 
-torch.set_num_threads(2)  # results differ in the last bits with the number of threads
+torch.set_num_threads(1)  # results differ in the last bits with the number of threads
 
 
 @pytest.fixture(scope="session")

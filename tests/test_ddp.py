@@ -22,7 +22,8 @@ from tests.test_exact_resume import KilledError, stop_after
 from tests.tiny_runs import REPOSITORY, classifier_args, config, generator_options, read_csv, write_generator
 
 TWO = ["--trainer.devices=2", "--trainer.strategy=ddp"]
-LONGER = ["--trainer.limit_train_batches=1.0", "--trainer.max_epochs=3", "--model.learning_rate=0.02"]
+LONGER = ["--trainer.limit_train_batches=1.0", "--trainer.max_epochs=3"]
+GENTLE = ["--model.optimizer=adamw", "--model.learning_rate=0.001"]
 
 
 def start(program: str, args: list[str]) -> str:
@@ -42,7 +43,7 @@ def start(program: str, args: list[str]) -> str:
 def trained(tiny_ferplus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two processes."""
     runs = tmp_path_factory.mktemp("runs")
-    printed = start("train.py", classifier_args(tiny_ferplus, runs, *TWO, *LONGER))
+    printed = start("train.py", classifier_args(tiny_ferplus, runs, *TWO, *LONGER, *GENTLE))
     (run,) = runs.glob("*/*")
     (run / "printed.txt").write_text(printed)
     return run
@@ -70,7 +71,7 @@ def test_testing(trained: Path) -> None:
     probabilities = [
         np.array([[float(row[name]) for name in CLASSES] for row in rows]) for rows in (two_rows, one_rows)
     ]
-    assert probabilities[0].std(axis=0).max() > 0.01, "images that look alike to the network prove nothing"
+    assert probabilities[0].std(axis=0).max() > 0.003, "images that look alike to the network prove nothing"
     np.testing.assert_allclose(*probabilities, atol=1e-4)
     figures = [report["rules"]["majority"]["all"] for report in (two, one)]
     assert figures[0]["n"] == figures[1]["n"] == sum(bool(row["label"]) for row in one_rows)

@@ -38,7 +38,7 @@ def test_loss_is_summed_over_calls_that_hand_on_their_state(tiny_faces: Path) ->
     third, _ = module.net(image, hidden)
     expected = sum(mse_loss(maps, batch["heatmaps"]).item() for maps in (first, second, third))
     assert not torch.allclose(first, second)
-    module.log = lambda *_, **__: None  # type: ignore[method-assign, assignment]
+    module.log_dict = lambda *_, **__: None  # type: ignore[method-assign, assignment]
     module.start_sigma = 1.0
     assert module.training_step(batch, 0).item() == pytest.approx(expected, rel=1e-5)
 
