@@ -30,7 +30,16 @@ from command_line import finishing, keep_freed_memory, refuse, take_option
 from datamodules.files import remove_leftovers
 from lightning_modules.upscale_only import UpscaleOnly
 from models.checkpoints import read_checkpoint
-from resuming import NEUTRAL, NEWEST_FIRST, changed_settings, forget_beyond, newest_run, newest_whole
+from resuming import (
+    NEUTRAL,
+    NEWEST_FIRST,
+    TEST_MAY_CHANGE,
+    changed_settings,
+    check_names,
+    forget_beyond,
+    newest_run,
+    newest_whole,
+)
 from run_folders import find_checkpoint, find_run, held, is_child, new_run_folder, read_record, share_with_children
 
 Command = Literal["train", "test", "upscale"]
@@ -118,10 +127,25 @@ class SuperFERCLI(LightningCLI):
             raise ValueError("best.monitor is missing: the metric that decides which checkpoint is the best")
         if self.command == "train":
             self._resume()
+        elif self.command == "test":
+            self._check_tested()
+
+    def _check_tested(self) -> None:
+        """Refuses settings by which a test would be that of another network or of other images than were trained."""
+        trainer = self.config.trainer
+        if trainer.fast_dev_run or trainer.limit_test_batches is not None:
+            raise ValueError("trainer.limit_test_batches and fast_dev_run leave images out; a test needs all of them")
+        if self.run_folder is None:
+            return
+        now = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+        changed = changed_settings(self.run_folder, now, TEST_MAY_CHANGE)
+        if changed:
+            raise ValueError(f"{self.run_folder} was trained with other settings: {'; '.join(changed)}")
 
     def _resume(self) -> None:
         """Finds the run and the checkpoint to continue from, and refuses other settings than the run has."""
         now = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+        check_names(self._allow_change, now)
         if self._find_run:
             seed = self.config.seed_everything
             self.run_folder = newest_run(Path(self.config.runs) / self.config.experiment, seed, now, self._allow_change)
@@ -244,10 +268,17 @@ def train(args: list[str] | None = None) -> Path:
     """
     resumed, arguments = take_option(_arguments(args), "--resume")
     allowed, arguments = take_option(arguments, "--allow_change")
-    run, more = None, {"allow_change": (allowed or "").split(",") if allowed else (), "find_run": resumed == "auto"}
+    if allowed and resumed is None:
+        refuse("--allow_change is of use with --resume only")
+    names = tuple(name.strip() for name in (allowed or "").split(",") if name.strip())
+    run, more = None, {"allow_change": names, "find_run": resumed == "auto"}
     if resumed not in (None, "auto"):
         try:
             run = find_run(str(resumed))
+            if not Path(str(resumed)).is_dir():
+                raise FileNotFoundError(
+                    f"--resume {resumed}: name the run folder, {run}; its newest checkpoint is taken"
+                )
             find_checkpoint(run, NEWEST_FIRST)  # a run without any is named here, before its configuration is parsed
         except FileNotFoundError as error:
             refuse(error)
@@ -262,7 +293,7 @@ def train(args: list[str] | None = None) -> Path:
                 remove_leftovers(folder / "checkpoints", older_than=0)
                 if cli.checkpoint is not None:
                     forget_beyond(folder, cli.checkpoint)
-            except ValueError as error:
+            except (ValueError, OSError) as error:
                 share_with_children(None)
                 refuse(error)
         around.enter_context(latest.listening(cli.trainer))  # a second signal must not cut off the upload
@@ -282,6 +313,8 @@ def test(args: list[str] | None = None) -> Path:
     """
     path, arguments = take_option(_arguments(args), "--ckpt_path")
     split, arguments = take_option(arguments, "--split")
+    if path is None and {"-h", "--help"} & set(arguments):
+        _parse(["--help"], "test")
     try:
         run, checkpoint = _find_tested(path)
     except (FileNotFoundError, ValueError) as error:

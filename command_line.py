@@ -57,7 +57,10 @@ def finishing(trainer: L.Trainer) -> Iterator[None]:
         exit_code = 0
     except PreemptedError:
         exit_code = EXIT_REQUEUE
-        print(f"preempted; continue with --resume {trainer.default_root_dir}", file=sys.stderr, flush=True)
+        folder = Path(trainer.default_root_dir)
+        started = any(folder.glob("checkpoints/*.ckpt"))
+        how = f"continue with --resume {folder}" if started else "nothing was trained yet, give the same command again"
+        print(f"preempted; {how}", file=sys.stderr, flush=True)
         raise SystemExit(EXIT_REQUEUE) from None
     finally:
         release_workers(True)

@@ -28,11 +28,7 @@ def main() -> None:
 
     os.environ.setdefault("WANDB_MODE", "offline")
     start = time.monotonic()
-    run(
-        "-m datamodules.synthetic",
-        synthetic.main,
-        "--root demo/data --faces 200 --val-faces 40 --train 1200 --val 240 --test 240",
-    )
+    run("-m datamodules.synthetic", synthetic.main, "--root demo/data")
     generator = run("train.py", train, "--config configs/demo/generator.yaml")
     bilinear = run("train.py", train, "--config configs/demo/bilinear.yaml")
     dic = run("train.py", train, f"--config configs/demo/dic.yaml --data.upscaler.checkpoint {generator}")

@@ -52,6 +52,13 @@ def export(source: str | Path, out: Path) -> None:
         torch.save(layout, buffer)
         write_atomically(out, buffer.getvalue())
         written = " and ".join(layout)
+        sizes = checkpoint.get("dic_config")
+        if isinstance(sizes, dict) and sizes.get("num_steps") != 4:
+            print(
+                f"warning: the network has {sizes.get('num_steps')} steps, which no file of this layout says; who "
+                "loads it gets 4 without a word. A .safetensors file does say it",
+                file=sys.stderr,
+            )
     else:
         said = {name: checkpoint[name] for name in DESCRIPTIONS if name in checkpoint}
         write_atomically(out, safetensors_bytes(next(iter(layout.values())), said))

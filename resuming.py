@@ -42,6 +42,13 @@ MAY_CHANGE = (  # without another result, or on purpose
         )
     ),
 )
+TEST_MAY_CHANGE = (  # where and how fast; check_same_data sees to the pixels
+    *(f"data.init_args.{name}" for name in ("root", "cache_dir", "test_split", "batch_size", "upscaler")),
+    "best",
+    "experiment",
+    "model.init_args.weights",
+    "trainer",
+)
 NEWEST_FIRST = ("latest.ckpt", "previous.ckpt", "best.ckpt")
 
 
@@ -55,7 +62,8 @@ def newest_whole(run: Path) -> Path:
     there = [path for name in NEWEST_FIRST if (path := run / "checkpoints" / name).is_file()]
     for checkpoint in there:
         try:
-            read_checkpoint(checkpoint)
+            if "loops" not in read_checkpoint(checkpoint):
+                raise CheckpointError(f"{checkpoint} is not the checkpoint of a training")
             return checkpoint
         except CheckpointError as error:
             if checkpoint == there[-1]:
@@ -67,6 +75,7 @@ def newest_whole(run: Path) -> Path:
 def newest_run(experiment: Path, seed: int, config: dict[str, Any], allowed: Sequence[str] = ()) -> Path | None:
     """The newest run below ``runs/<experiment>`` with this seed and configuration that can be continued, or None."""
     found = sorted(experiment.glob(f"*_s{seed}/config.yaml"), key=lambda path: path.stat().st_mtime, reverse=True)
+    said = False
     for path in found:
         run = path.parent
         if chosen_folder() not in (None, run.resolve()):
@@ -74,9 +83,13 @@ def newest_run(experiment: Path, seed: int, config: dict[str, Any], allowed: Seq
         if not any((run / "checkpoints" / name).is_file() for name in NEWEST_FIRST):
             continue
         try:
-            if not changed_settings(run, config, allowed):
+            changed = changed_settings(run, config, allowed)
+            if not changed:
                 return run
-        except ValueError as error:
+            if not said:
+                print(f"{run}, the newest run, has other settings: {'; '.join(changed)}", file=sys.stderr, flush=True)
+                said = True
+        except (ValueError, OSError) as error:
             print(f"warning: {error}; passed over", file=sys.stderr, flush=True)
     return None
 
@@ -106,6 +119,21 @@ def changed_settings(run: Path, config: dict[str, Any], allowed: Sequence[str] =
         for name in sorted(saved.keys() | now.keys())
         if saved.get(name) != now.get(name) and not any(f"{name}.".startswith(f"{prefix}.") for prefix in free)
     ]
+
+
+def check_names(allowed: Sequence[str], config: dict[str, Any]) -> None:
+    """Refuses names of settings that do not exist.
+
+    Raises:
+        ValueError: names the first.
+    """
+    settings = _flat(config)
+    for name in allowed:
+        if not any(f"{setting}.".startswith(f"{name}.") for setting in settings):
+            raise ValueError(
+                f"--allow_change {name}: there is no such setting; names are as in config.yaml, for instance "
+                "model.init_args.learning_rate"
+            )
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

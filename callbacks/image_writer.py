@@ -40,14 +40,17 @@ class Report:
 
 
 def read_origin(path: Path) -> tuple[str, str] | None:
-    """Generator and source that an enlarged image names, empty where it names none; None where nothing is there."""
+    """Generator and source that an enlarged image names, empty where it names none; None where none is there whole."""
     if not path.exists():
         return None
+    origin = "", ""
     try:
         with Image.open(path, formats=("PNG",)) as image:
-            return str(image.info.get(GENERATOR_KEY, "")), str(image.info.get(SOURCE_KEY, ""))
-    except Exception:  # somebody else's file may be anything
-        return "", ""
+            origin = str(image.info.get(GENERATOR_KEY, "")), str(image.info.get(SOURCE_KEY, ""))
+            image.load()
+            return origin
+    except Exception:  # somebody else's file may be anything; one of ours that is damaged is made again
+        return None if origin[0] else origin
 
 
 def draw_landmarks(levels: Tensor, heat: Tensor, landmarks: Tensor) -> Image.Image:

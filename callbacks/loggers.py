@@ -28,6 +28,7 @@ HARMLESS_WARNINGS = (
     ".*is smaller than the logging interval.*",
     ".*it is recommended to use `Trainer\\(devices=1.*",
     ".*Checkpoint directory .* exists and is not empty.*",
+    ".*callbacks used to create the checkpoint need to be provided.*",
     ".*Total length of `list` across ranks is zero.*",
 )
 HARMLESS_MESSAGES = ("litlogger", "to estimate number of stepping batches")

@@ -93,9 +93,13 @@ def as_landmarks(values: object, where: str) -> NDArray[np.float64]:
     Raises:
         FaceError: they are not 68 pairs of finite numbers; the message begins with `where`.
     """
+    rows = values if isinstance(values, (list, tuple)) else ()
+    deep = any(isinstance(row, (list, tuple)) and any(isinstance(x, (list, tuple)) for x in row) for row in rows)
     try:
+        if deep:  # lists of the same lists grow beyond all memory when they become an array
+            raise ValueError
         points = np.array(values, dtype=np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise FaceError("unreadable landmarks", f"{where}: the landmarks are not pairs of numbers") from None
     if points.shape != (NUM_LANDMARKS, 2):
         shape = " x ".join(map(str, points.shape)) or "one number"

@@ -130,7 +130,7 @@ def read_image(path: Path) -> Image.Image:
         FaceError: the file is damaged, no image, or has more than 8 bits per channel.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=("PNG", "JPEG", "BMP")) as image:  # others start programs, EPS for one
             if image.mode in _EIGHT_BIT_MODES:
                 return image.convert("RGB")
             problem = f"pixel format {image.mode!r}, expected 8 bits per channel"

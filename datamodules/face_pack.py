@@ -29,6 +29,7 @@ from models.heatmaps import NUM_LANDMARKS
 
 FORMAT = "superfer-faces-1"
 IMAGES, LANDMARKS, MANIFEST = "images.npy", "landmarks.npy", "manifest.json"
+LARGEST_FACE, LARGEST_MARGIN = 2048, 10  # what memory is enough for
 _SHOWN = 5  # names printed per reason
 _PER_FACE = ("names", "photographs", "crop_sides", "digests")  # lists of the manifest
 
@@ -59,6 +60,8 @@ def pack_faces(
             something else.
     """
     check_crop(hr_size, margin)
+    if not 0 <= min_face_size < float("inf"):
+        raise ValueError(f"min_face_size must be 0 or more pixels, got {min_face_size}")
     _refuse_foreign(out)
     files = find_faces(root, annotations)
     settings = {"hr_size": hr_size, "margin": margin, "min_face_size": min_face_size, "source": files.source}
@@ -85,6 +88,10 @@ def _refuse_foreign(out: Path) -> None:
             _read_manifest(out)
     except ValueError as error:
         raise ValueError(f"{out} exists and holds no prepared faces; give an empty or new folder") from error
+    known = {IMAGES, LANDMARKS, MANIFEST, SYNTHETIC_MARKER}
+    others = sorted(path.name for path in out.iterdir() if path.name not in known) if out.exists() else []
+    if others:
+        raise ValueError(f"{out} holds {others[0]}, too, which would be lost; give an empty or new folder")
 
 
 def check_crop(hr_size: int, margin: float) -> None:
@@ -93,10 +100,14 @@ def check_crop(hr_size: int, margin: float) -> None:
     Raises:
         ValueError: names the value and what is allowed.
     """
-    if hr_size < 64 or hr_size % 64:
-        raise ValueError(f"hr_size must be a positive multiple of 64 pixels, got {hr_size}")
-    if not 1 <= margin < float("inf"):
-        raise ValueError(f"the crop's margin must be at least 1 (the landmarks' own box), got {margin}")
+    if not 64 <= hr_size <= LARGEST_FACE or hr_size % 64:
+        raise ValueError(
+            f"hr_size must be a positive multiple of 64 pixels, got {hr_size} (the most is {LARGEST_FACE})"
+        )
+    if not 1 <= margin <= LARGEST_MARGIN:
+        raise ValueError(
+            f"the crop's margin must be at least 1 (the landmarks' own box), got {margin} (at most {LARGEST_MARGIN})"
+        )
 
 
 def _write_arrays(folder: Path, files: FaceFiles, hr_size: int, margin: float, min_face_size: float) -> dict[str, Any]:

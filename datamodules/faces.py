@@ -151,7 +151,9 @@ class FaceLandmarkDataModule(ResumableDataModule):
         self.batch_size, self.num_workers = batch_size, num_workers
         self.augmentation = (augmentation or LandmarkAugmentation()) if augment else None
         self.seed = seed
-        self.synthetic = is_synthetic(train_root)
+        roots = (train_root,) if val_root is None else (train_root, val_root)
+        self.synthetic = any(is_synthetic(root) for root in roots)
+        self._may_share = all(is_synthetic(root) for root in roots)  # tests and demonstrations do
         self.train_set: FaceDataset | None = None
         self.val_set: FaceDataset | None = None
 
@@ -182,7 +184,7 @@ class FaceLandmarkDataModule(ResumableDataModule):
 
     def _serve(self, validation: FaceSet, training: FaceSet | None) -> None:
         if training is not None:
-            if not self.synthetic:
+            if not self._may_share:
                 refuse_shared(training, validation)
             self.train_set = FaceDataset(training, self.augmentation, self.seed)
         degraded = self.augmentation if self.augmentation and self.augmentation.changes_input else None

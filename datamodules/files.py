@@ -36,6 +36,7 @@ def replace_folder(path: Path, write: Callable[[Path], None]) -> None:
 
     Of two processes that do so at once the later one wins; a reader that has the old files open keeps them.
     """
+    path = path.resolve()  # a link stays a link to the new folder
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(path.parent)
     new = _temporary(path)

@@ -160,7 +160,8 @@ def _opened(file: Path | io.BytesIO) -> Iterator[Image.Image]:
 
 def _refuse_unsuitable(image: Image.Image) -> None:
     width, height = image.size
-    if width * height > MAX_PIXELS:
+    padded = [-(-side // SIDE_MULTIPLE) * SIDE_MULTIPLE for side in image.size]
+    if padded[0] * padded[1] > MAX_PIXELS:
         raise ImageRefusedError(
             f"{width} x {height} are more than {MAX_PIXELS:,} pixels, the most that is enlarged; cut the face out first"
         )

@@ -124,7 +124,7 @@ def main(args: Sequence[str] | None = None) -> None:
         prog="python -m datamodules.synthetic", description=main.__doc__, allow_abbrev=False
     )
     parser.add_argument("--root", type=Path, default=Path("data/synthetic"))
-    for name, default in (("faces", 300), ("val-faces", 60), ("train", 2000), ("val", 400), ("test", 400), ("seed", 0)):
+    for name, default in (("faces", 200), ("val-faces", 40), ("train", 1200), ("val", 240), ("test", 240), ("seed", 0)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--size", type=int, default=128, help="side of the landmarked faces in pixels")
     options = parser.parse_args(args)

@@ -116,6 +116,12 @@ class DICGANModule(GeneratorModule):
         """Refuse settings of the trainer; called before anything starts."""
         if trainer.precision == "16-mixed":  # its scaled gradients need Lightning's wrapper of both optimisers
             raise ValueError("trainer.precision is 16-mixed, with which DICGAN cannot be trained; use bf16-mixed")
+        if trainer.gradient_clip_val:
+            raise ValueError("trainer.gradient_clip_val is set; DICGAN's two optimisers clip nothing, leave it out")
+        if trainer.accumulate_grad_batches != 1:
+            raise ValueError(
+                "trainer.accumulate_grad_batches is not 1; DICGAN cannot accumulate, change data.batch_size"
+            )
 
     def on_fit_start(self) -> None:
         if self._features[0] is not None:

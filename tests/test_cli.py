@@ -170,6 +170,24 @@ def test_without_logger_or_wandb(tiny_ferplus: Path, tmp_path: Path, monkeypatch
     assert not (run / "metrics.csv").exists() and (run / "checkpoints" / "best.ckpt").is_file()
 
 
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--data.input_size=16", "was trained with other settings: data.init_args.input_size is 16, was 32"),
+        ("--trainer.limit_test_batches=1", "leave images out"),
+        ("--model.arch=resnet34", "model.init_args.arch is 'resnet34', was 'resnet18'"),
+    ],
+)
+def test_a_test_of_something_else_is_refused(
+    option: str, message: str, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (finished / "metrics_test.json").read_bytes()
+    with pytest.raises(SystemExit) as refusal:
+        run_test(["--ckpt_path", str(finished), option])
+    assert refusal.value.code == 2 and message in capsys.readouterr().err
+    assert (finished / "metrics_test.json").read_bytes() == before
+
+
 def test_training_on_removes_results_of_the_earlier_checkpoint(tiny_ferplus: Path, tmp_path: Path) -> None:
     run = train(classifier_args(tiny_ferplus, tmp_path))
     run_test(["--ckpt_path", str(run), "--split", "val"])

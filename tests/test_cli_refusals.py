@@ -113,6 +113,8 @@ def test_testing_and_resuming(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     for damaged in ("garbage{", "[]"):
         (run / "run.json").write_text(damaged)
         assert "run.json" in refused(run_test, ["--ckpt_path", str(run)], capsys)
+    assert "name the run folder" in refused(train, ["--resume", str(run / "checkpoints" / "best.ckpt")], capsys)
+    assert "of use with --resume only" in refused(train, ["--allow_change=seed_everything"], capsys)
     assert f"holds the runs {run.name}" in refused(run_test, ["--ckpt_path", str(tmp_path)], capsys)
     (run / "run.json").write_text(json.dumps({"arm": None}))
     assert "is the run of a generator" in refused(run_test, ["--ckpt_path", str(run)], capsys)

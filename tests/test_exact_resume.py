@@ -292,15 +292,24 @@ def test_other_settings_are_refused_unless_allowed(
     printed = capsys.readouterr().err
     assert refusal.value.code == 2 and "model.init_args.label_smoothing is 0.2, was 0.05" in printed
     assert "max_epochs" not in printed and (run / "run.json").read_text() == before
-    assert train([*other, "--allow_change", "model.init_args.label_smoothing"]) == run
+    with pytest.raises(SystemExit):
+        train([*other, "--allow_change", "model.label_smoothing"])
+    assert "--allow_change model.label_smoothing: there is no such setting" in capsys.readouterr().err
+    assert train([*other, "--allow_change", "seed_everything, model.init_args.label_smoothing"]) == run
 
 
-def test_auto_continues_the_newest_run_of_the_configuration_or_starts_one(tiny_ferplus: Path, tmp_path: Path) -> None:
+def test_auto_continues_the_newest_run_of_the_configuration_or_starts_one(
+    tiny_ferplus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     auto = ["--resume", "auto"]
     first = train([*auto, *classifier_args(tiny_ferplus, tmp_path)])
     other = train([*auto, *classifier_args(tiny_ferplus, tmp_path, "--model.label_smoothing=0.2")])
     seeded = train([*auto, *classifier_args(tiny_ferplus, tmp_path, "--seed_everything=1")])
     assert len({first, other, seeded}) == 3
+    assert (
+        "the newest run, has other settings: model.init_args.label_smoothing is 0.2, was 0.05"
+        in capsys.readouterr().err
+    )
     assert train([*auto, *classifier_args(tiny_ferplus, tmp_path, "--trainer.max_epochs=2")]) == first
     assert [row["epoch"] for row in read_csv(first / "metrics.csv") if row["val/acc"]] == ["0", "1"]
 

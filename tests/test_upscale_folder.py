@@ -227,6 +227,7 @@ def test_files_that_cannot_be_enlarged_are_named_and_the_others_written(
 ) -> None:
     save(images / "good.png", levels(8, 8))
     save(images / "large.png", np.zeros((513, 256), np.uint8))
+    save(images / "thin.png", np.zeros((1, 131072), np.uint8))  # eight rows when it is padded
     save_truncated(images / "truncated.png")
     save_truncated(images / "truncated.jpg.bmp")
     (images / "empty.jpg").write_bytes(b"")
@@ -247,6 +248,7 @@ def test_files_that_cannot_be_enlarged_are_named_and_the_others_written(
     reasons = dict(line.removeprefix("skipped: ").split(": ", 1) for line in printed.err.splitlines() if "skip" in line)
     wanted = {
         "large.png": "256 x 513 are more than 131,072 pixels",
+        "thin.png": "131072 x 1 are more than 131,072 pixels",
         "truncated.png": "not a readable image (image file is truncated",
         "truncated.jpg.bmp": "not a readable image (image file is truncated",  # which its header does not show
         "empty.jpg": "not a readable image of the formats PNG",
@@ -266,7 +268,7 @@ def test_files_that_cannot_be_enlarged_are_named_and_the_others_written(
     out = images.parent / "out"
     assert set(snapshot(out)) == {"good.png"}
     assert np.array_equal(read(out / "good.png"), expected(generator, levels(8, 8)))
-    assert f"1 images enlarged into {out}, 13 skipped" in printed.out
+    assert f"1 images enlarged into {out}, 14 skipped" in printed.out
     assert "left alone: 1 files, the first is notes.txt" in printed.out
 
 
@@ -348,6 +350,9 @@ def test_an_interrupted_job_is_carried_on(generator: Path, images: Path, monkeyp
     assert snapshot(out) == undisturbed
     enlarge(generator, images)
     assert len(calls) == 5, "nothing is left to do"
+    (out / "0.png").write_bytes((out / "0.png").read_bytes()[:-40])  # the disk has lost the end of it
+    enlarge(generator, images)
+    assert len(calls) == 6 and snapshot(out) == undisturbed
 
 
 def test_changed_images_are_made_anew(generator: Path, images: Path) -> None:

@@ -1,5 +1,6 @@
 """Landmarks from `.pts`, the authors' `.pkl` and CSV are the same numbers; what is wrong with one face is its own."""
 
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,16 @@ def test_what_is_wrong_with_an_entry_of_the_pkl_is_its_own(tmp_path: Path, folde
     assert reason == "wrong number of landmarks"
     assert "l.pkl, entry 'few': found 5 x 2, expected 68 x 2 numbers" in message
     assert [_problem(files, name)[0] for name in ("text", "inf", "ragged")] == ["unreadable landmarks"] * 3
+
+
+def test_landmarks_that_would_not_fit_into_memory_are_refused(tmp_path: Path, folder: Path) -> None:
+    nested: list[object] = [1.0]
+    for _ in range(9):
+        nested = [nested] * 12  # few bytes in a pickle, 40 GB as an array
+    entries = {"nested": {"landmark": nested}, "huge": {"landmark": [[10**400, 0]] * 68}}
+    (tmp_path / "l.pkl").write_bytes(pickle.dumps(entries))
+    files = find_faces(folder, tmp_path / "l.pkl")
+    assert [_problem(files, name)[0] for name in entries] == ["unreadable landmarks"] * 2
 
 
 def test_what_is_wrong_with_a_row_of_the_csv_is_its_own(tmp_path: Path, folder: Path) -> None:

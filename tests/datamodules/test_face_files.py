@@ -126,6 +126,10 @@ def test_bad_images_are_refused(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((100, 100), np.uint16)).save(tmp_path / "a.png")
     with pytest.raises(ValueError, match=r"a\.png: pixel format 'I;16', expected 8 bits"):
         load_faces(tmp_path, 32, 1.3, 0)
+    for kind in ("EPS", "GIF"):  # whatever its name says; the former would start Ghostscript
+        Image.fromarray(np.zeros((100, 100), np.uint8)).save(tmp_path / "a.png", kind)
+        with pytest.raises(ValueError, match=r"a\.png: not a readable image"):
+            load_faces(tmp_path, 32, 1.3, 0)
 
 
 def test_impossible_landmarks_are_refused(tmp_path: Path) -> None:

@@ -114,6 +114,9 @@ def test_what_cannot_be_prepared_exits_with_2_and_leaves_nothing(
     write_face(faces, "c")
     assert "multiple of 64 pixels, got 100" in _refused([*args, "--hr_size=100"], capsys)
     assert "must be at least 1 (the landmarks' own box), got nan" in _refused([*args, "--margin=nan"], capsys)
+    assert "got 1000.0 (at most 10)" in _refused([*args, "--margin=1000"], capsys)
+    assert "got 64000 (the most is 2048)" in _refused([*args, "--hr_size=64000"], capsys)
+    assert "min_face_size must be 0 or more pixels, got nan" in _refused([*args, "--min_face_size=nan"], capsys)
     assert [path.name for path in tmp_path.iterdir()] == ["faces"]
 
 
@@ -126,6 +129,19 @@ def test_only_prepared_folders_are_replaced(tmp_path: Path, capsys: pytest.Captu
     _prepare(tmp_path / "faces", tmp_path / "out")
     write_face(tmp_path / "faces", "b", seed=2)
     assert _prepare(tmp_path / "faces", tmp_path / "out")["names"] == ["a", "b"]
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    message = _refused([f"--faces={tmp_path / 'faces'}", f"--out={tmp_path / 'out'}"], capsys)
+    assert "holds notes.txt, too, which would be lost" in message
+    assert (tmp_path / "out" / "notes.txt").read_text() == "mine" and (tmp_path / "out" / "images.npy").is_file()
+
+
+def test_a_linked_folder_is_replaced_where_it_lies(tmp_path: Path) -> None:
+    write_face(tmp_path / "faces", "a")
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    _prepare(tmp_path / "faces", tmp_path / "link")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "disk" / "images.npy").is_file()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "faces", "link"]
 
 
 def test_other_faces_than_asked_for_are_refused(tiny_faces: Path, tmp_path: Path) -> None:
