@@ -29,6 +29,7 @@ _TELLING_KEYS = (  # the first match wins
     (("features.0.filter.weight",), FEATURES_KIND),
     (("features.0.weight", "classifier.6.weight"), "a VGG network of torchvision"),
     (("layer4.0.conv1.weight", "fc.weight"), "a ResNet classifier"),
+    (("network.layer4.0.conv1.weight", "network.fc.weight"), "an emotion classifier of this project"),
 )
 
 Net = TypeVar("Net", bound=nn.Module)

@@ -15,6 +15,8 @@ import yaml
 from cli import test as run_test
 from cli import train
 from datamodules.ferplus_labels import CLASSES
+from export import export
+from models.checkpoints import CheckpointError
 from tests.tiny_runs import classifier_args, read_csv
 
 KEY = "5ec4e7" * 6 + "5ec4"
@@ -186,6 +188,11 @@ def test_a_test_of_something_else_is_refused(
         run_test(["--ckpt_path", str(finished), option])
     assert refusal.value.code == 2 and message in capsys.readouterr().err
     assert (finished / "metrics_test.json").read_bytes() == before
+
+
+def test_a_classifier_is_no_generator(finished: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="seems to hold an emotion classifier of this project; needed is a DIC"):
+        export(finished, tmp_path / "generator.pth")
 
 
 def test_training_on_removes_results_of_the_earlier_checkpoint(tiny_ferplus: Path, tmp_path: Path) -> None:

@@ -246,6 +246,8 @@ def main() -> None:
             kills = torture(jobs[job](data), options.kills, options.seed, Path(name) / job)
             total += kills
             print(f"{job}: equal after {kills} kills, {time.monotonic() - began:.0f} s so far", flush=True)
+            if kills < options.kills:
+                raise SystemExit(f"{job} was done after {kills} kills of {options.kills}; take fewer")
     print(f"{total} kills in {time.monotonic() - began:.0f} s, nothing lost")
 
 
