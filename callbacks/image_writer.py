@@ -43,6 +43,8 @@ def read_origin(path: Path) -> tuple[str, str] | None:
     """Generator and source that an enlarged image names, empty where it names none; None where none is there whole."""
     if not path.exists():
         return None
+    if not path.is_file():
+        return "", ""
     origin = "", ""
     try:
         with Image.open(path, formats=("PNG",)) as image:

@@ -55,7 +55,7 @@ def find_faces(root: Path, annotations: Path | None = None) -> FaceFiles:
     """
     if not root.is_dir():
         raise ValueError(f"folder of faces not found: {root.resolve()}")
-    files = sorted(root.iterdir())
+    files = sorted(path for path in root.iterdir() if path.is_file())  # a named pipe would not end
     images = _by_name((path.name, path) for path in files if path.suffix.lower() in IMAGE_SUFFIXES)
     landmarks: dict[str, ReadLandmarks]
     if annotations is None:

@@ -89,7 +89,9 @@ def list_images(root: Path) -> tuple[list[Path], list[Path]]:
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
         for name in files:
             if not name.startswith("."):
-                (images if name.lower().endswith(SUFFIXES) else others).append(place / name)
+                path = Path(folder) / name
+                regular = path.is_file() or not path.exists()  # a broken link is an image that cannot be read
+                (images if name.lower().endswith(SUFFIXES) and regular else others).append(place / name)
     if not images:
         raise ValueError(f"{root} holds no images (looked for {', '.join(SUFFIXES)}; {len(others)} other files)")
     return sorted(images), sorted(others)

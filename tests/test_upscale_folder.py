@@ -242,6 +242,7 @@ def test_files_that_cannot_be_enlarged_are_named_and_the_others_written(
     pages = [Image.fromarray(levels(8, 8, seed=seed)) for seed in (0, 1)]
     pages[0].save(images / "pages.tif", save_all=True, append_images=pages[1:])
     (images / "notes.txt").write_text("left alone")
+    os.mkfifo(images / "pipe.png")
     (images / ".hidden.png").write_bytes(b"left alone, too")
     assert exit_code(arguments(generator, images)) == 1
     printed = capsys.readouterr()
@@ -269,7 +270,7 @@ def test_files_that_cannot_be_enlarged_are_named_and_the_others_written(
     assert set(snapshot(out)) == {"good.png"}
     assert np.array_equal(read(out / "good.png"), expected(generator, levels(8, 8)))
     assert f"1 images enlarged into {out}, 14 skipped" in printed.out
-    assert "left alone: 1 files, the first is notes.txt" in printed.out
+    assert "left alone: 2 files, the first is notes.txt" in printed.out
 
 
 def test_refusals(generator: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,6 @@
 """Landmarks from `.pts`, the authors' `.pkl` and CSV are the same numbers; what is wrong with one face is its own."""
 
+import os
 import pickle
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 
 from datamodules.face_annotations import FaceFiles, find_faces
 from datamodules.face_files import FaceError
-from tests.datamodules.face_writers import points, write_csv, write_face, write_image, write_pkl
+from tests.datamodules.face_writers import points, write_csv, write_face, write_image, write_pkl, write_pts
 
 
 def _problem(files: FaceFiles, name: str) -> tuple[str, str]:
@@ -52,6 +53,13 @@ def test_what_is_wrong_with_an_entry_of_the_pkl_is_its_own(tmp_path: Path, folde
     assert reason == "wrong number of landmarks"
     assert "l.pkl, entry 'few': found 5 x 2, expected 68 x 2 numbers" in message
     assert [_problem(files, name)[0] for name in ("text", "inf", "ragged")] == ["unreadable landmarks"] * 3
+
+
+def test_named_pipes_are_passed_over(tmp_path: Path) -> None:
+    write_face(tmp_path, "a")
+    os.mkfifo(tmp_path / "b.png")
+    write_pts(tmp_path / "b.pts", points())
+    assert set(find_faces(tmp_path).images) == {"a"}
 
 
 def test_landmarks_that_would_not_fit_into_memory_are_refused(tmp_path: Path, folder: Path) -> None:
