@@ -71,6 +71,7 @@ class RankWatch(L.Callback):
                 children=getattr(launcher, "procs", []),
                 record=lambda status, code: _record(trainer, status, code),
             )
+            self.watch.tell()  # so that it can be named, however early it dies
             self.watch.start()
 
     def _mark(self, trainer: L.Trainer, what: str, validation: int = 0) -> None:

@@ -21,6 +21,11 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+# Else all restarts share a store: a process may find the address of a partner that has died in the restart before, and
+# a node that is back waits for an address that the survivor keeps to itself (PyTorch 2.15).
+OWN_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+
+
 def agent(options: list[str], args: list[str], log: Path, **variables: str) -> subprocess.Popen[bytes]:
     """An agent with its workers, as somebody would start it on a node."""
     command = [sys.executable, "-m", "torch.distributed.run", "--max-restarts=3", *options]
@@ -72,15 +77,13 @@ def test_job_is_carried_on_after_a_node_was_lost(tiny_ferplus: Path, tmp_path: P
     port = free_port()
     options = ["--nnodes=2", "--nproc-per-node=1", "--rdzv-id=job", "--rdzv-backend=c10d"]
     options += [f"--rdzv-endpoint=127.0.0.1:{port}"]
-    # Else the survivor keeps the address of the first round's store to itself, and the node that is back waits for it.
-    own_store = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-    nodes = [agent(options, args, logs[1], **own_store)]
+    nodes = [agent(options, args, logs[1], **OWN_STORE)]
     wait_for(port, nodes[0])
-    nodes.append(agent(options, args, logs[2], **own_store))
+    nodes.append(agent(options, args, logs[2], **OWN_STORE))
     try:
         latest = wait_for_checkpoint(tmp_path / "runs", nodes, logs[1])
         lose(nodes[1])
-        nodes[1] = agent(options, args, logs[2], **own_store)
+        nodes[1] = agent(options, args, logs[2], **OWN_STORE)
         for node, log in zip(nodes, logs[1:], strict=True):
             finish(node, log)
     finally:
@@ -96,9 +99,8 @@ def test_job_is_carried_on_after_a_node_was_lost(tiny_ferplus: Path, tmp_path: P
 
 @pytest.mark.slow
 def test_job_is_carried_on_after_a_worker_was_lost(tiny_ferplus: Path, tmp_path: Path) -> None:
-    """torchrun keeps one store over its restarts: what the first attempt said of its end must not end the second."""
     log, args = tmp_path / "log.txt", classifier_args(tiny_ferplus, tmp_path / "runs", *LONG, "--trainer.devices=2")
-    node = agent(["--standalone", "--nproc-per-node=2"], [*args, "--trainer.strategy=ddp"], log)
+    node = agent(["--standalone", "--nproc-per-node=2"], [*args, "--trainer.strategy=ddp"], log, **OWN_STORE)
     try:
         latest = wait_for_checkpoint(tmp_path / "runs", [node], log)
         os.kill(workers(node)[1], signal.SIGKILL)
