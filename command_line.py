@@ -11,7 +11,7 @@ import lightning as L
 import wandb
 
 from callbacks.latest_checkpoint import EXIT_REQUEUE, PreemptedError
-from datamodules.samplers import release_workers
+from datamodules.workers import release_workers
 from run_folders import share_with_children
 
 

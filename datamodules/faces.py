@@ -27,7 +27,8 @@ from datamodules.face_augmentation import LandmarkAugmentation
 from datamodules.face_pack import check_crop, is_prepared, open_faces
 from datamodules.face_sets import FaceSet, hold_out, load_faces, refuse_shared
 from datamodules.files import is_synthetic
-from datamodules.samplers import EpochSampler, ResumableDataModule, outlive_signals
+from datamodules.samplers import EpochSampler, ResumableDataModule
+from datamodules.workers import outlive_signals
 from models.dic import SCALE
 from models.heatmaps import HEATMAP_STRIDE, landmarks_to_heatmaps
 from models.resampling import resize_bicubic

@@ -14,9 +14,10 @@ from datamodules.ferplus_labels import CLASSES, LabelMode, argmax_labels, majori
 from datamodules.ferplus_report import describe
 from datamodules.ferplus_source import CACHE_FOLDER, SPLITS, FERPlusTable, open_table
 from datamodules.files import is_synthetic
-from datamodules.samplers import EpochSampler, ResumableDataModule, outlive_signals
+from datamodules.samplers import EpochSampler, ResumableDataModule
 from datamodules.upscaled_cache import UpscaledCache
 from datamodules.upscalers import Interpolation, InterpolationUpscaler, Upscaler
+from datamodules.workers import outlive_signals
 from models.dic import SCALE
 
 UPSCALED_SIZE = FACE_SIZE * SCALE

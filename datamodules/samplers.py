@@ -1,41 +1,12 @@
 """A sampler whose order depends on the seed and the epoch alone, and data modules that go on where they stopped."""
 
-import os
-import signal
-import threading
 from collections.abc import Iterator
-from multiprocessing.sharedctypes import RawValue
 from typing import Any
 
 import lightning as L
 import numpy as np
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import Sampler
-
-WORKERS_LINGER = 30.0  # seconds; schedulers wait about as long before they kill
-_training_is_over = RawValue("b", 1)  # in memory that worker processes share
-
-
-def outlive_signals(worker: int) -> None:
-    """For the worker processes of a loader: SIGTERM ends them a little later, unless the training is over; SIGUSR1 not.
-
-    A scheduler sends them to the whole process group, and the training needs its workers until it has saved.
-    """
-
-    def end(*_: object) -> None:
-        if _training_is_over.value:
-            os._exit(0)
-        timer = threading.Timer(WORKERS_LINGER, os._exit, (0,))
-        timer.daemon = True
-        timer.start()
-
-    signal.signal(signal.SIGTERM, end)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-
-
-def release_workers(over: bool) -> None:
-    """Says whether the worker processes may end at once when they are told to."""
-    _training_is_over.value = over
 
 
 class EpochSampler(Sampler[Any]):  # of pairs, which torch's BatchSampler passes on, though it is typed for int

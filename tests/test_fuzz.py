@@ -187,7 +187,7 @@ def configurations(tiny_ferplus: Path, tiny_faces: Path, tmp_path_factory: pytes
     return texts
 
 
-def _build(text: str) -> None:
+def _assert_built_or_refused(text: str) -> None:
     """Parses a configuration and builds everything: that succeeds, or ends in one message with exit code 2."""
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()) as printed:
         path, runs = Path(folder) / "config.yaml", Path(folder) / "runs"
@@ -205,7 +205,7 @@ def _build(text: str) -> None:
 @given(change=damage(), which=st.integers(0, 1))
 @settings(fuzzed, max_examples=60)
 def test_damaged_configuration(configurations: list[str], change: Callable[[bytes], bytes], which: int) -> None:
-    _build(change(configurations[which].encode()).decode(errors="replace"))
+    _assert_built_or_refused(change(configurations[which].encode()).decode(errors="replace"))
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -224,7 +224,7 @@ def test_senseless_setting(configurations: list[str], which: int, place: float, 
     walk(config)
     tree, name = leaves[int(place * len(leaves))]
     tree[name] = value
-    _build(yaml.safe_dump(config))
+    _assert_built_or_refused(yaml.safe_dump(config))
 
 
 @given(change=damage(), name=st.sampled_from(["run.json", "config.yaml", "metrics.csv", "*_test.json", "*_test.csv"]))
