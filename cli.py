@@ -49,6 +49,14 @@ USAGE = {
     "upscale": "--config FILE [--config FILE ...] [--KEY VALUE ...]\n"
     "       upscale.py --ckpt_path RUN_OR_FILE --images FOLDER --out FOLDER [--help]",
 }
+ABOUT = {
+    "train": "Trains what the configurations describe. --resume RUN continues a run in its folder, --resume auto the "
+    "newest run of these configurations, or starts the first. --allow_change lets a continued run have other settings.",
+    "test": "Tests a checkpoint on one split of its data (default: test), on one device; writes metrics_SPLIT.json and "
+    "predictions_SPLIT.csv into the run folder.",
+    "upscale": "Enlarges the faces of a classifier's configuration into its cache, or the images of a folder; for the "
+    "options of the latter: upscale.py --images . --help",
+}
 
 
 def _seed(value: Any) -> int:
@@ -100,7 +108,12 @@ class SuperFERCLI(LightningCLI):
             seed_everything_default=0,
             # The samplers share out the data themselves.
             trainer_defaults={"use_distributed_sampler": False, "callbacks": [*own[command], *lines]},
-            parser_kwargs={"allow_abbrev": False, "prog": f"{command}.py", "usage": f"{command}.py {USAGE[command]}"},
+            parser_kwargs={
+                "allow_abbrev": False,
+                "prog": f"{command}.py",
+                "usage": f"{command}.py {USAGE[command]}",
+                "description": ABOUT[command],
+            },
         )
         for name, value in self._initial.items():  # to be recorded as it was
             self.config.model.init_args[name] = value

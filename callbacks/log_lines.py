@@ -15,15 +15,18 @@ class LogLines(L.Callback):
 
     def __init__(self, every: int = 100) -> None:
         self.every = every
-        self._since = (0.0, 0)
+        self._since: tuple[float, int] | None = None
 
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._since = (time.monotonic(), 0)
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if self._since is None:  # the first batch of an epoch, or of what is left of it in a continued run
+            self._since = (time.monotonic(), batch_idx)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.is_global_zero and (batch_idx + 1) % self.every == 0:
+        if trainer.is_global_zero and self._since and (batch_idx + 1) % self.every == 0:
             start, done = self._since
             rate = (batch_idx + 1 - done) / (time.monotonic() - start)
             self._since = (time.monotonic(), batch_idx + 1)
@@ -34,6 +37,7 @@ class LogLines(L.Callback):
             )
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._since = None
         if trainer.is_global_zero:
             # What is logged per batch and per epoch appears as NAME, NAME_step and NAME_epoch.
             shown = {

@@ -29,6 +29,7 @@ HARMLESS_WARNINGS = (
     ".*it is recommended to use `Trainer\\(devices=1.*",
     ".*Checkpoint directory .* exists and is not empty.*",
     ".*callbacks used to create the checkpoint need to be provided.*",
+    ".*ended before the epoch ended and your dataloader is not resumable.*",  # the data module has the place
     ".*Total length of `list` across ranks is zero.*",
 )
 HARMLESS_MESSAGES = ("litlogger", "to estimate number of stepping batches")

@@ -122,6 +122,8 @@ def _read_run(folder: Path) -> Run:
         kind = "has no run.json" if folder.is_dir() else "is not a folder"
         raise ComparisonError(f"{folder} {kind}: expected a run folder such as runs/<experiment>/<time>_s<seed>")
     info = _read_mapping(folder / "run.json")
+    if "arm" in info and info["arm"] is None:
+        raise ComparisonError(f"{folder} is the run of a generator; what is compared are tested classifiers")
     for key, expected in {"arm": str, "seed": int, "data_fingerprint": str, "synthetic": bool}.items():
         if type(info.get(key)) is not expected:  # not isinstance: True is no seed
             raise ComparisonError(f"{folder / 'run.json'}: {key} is {info.get(key)!r}, expected {expected.__name__}")

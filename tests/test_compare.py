@@ -338,6 +338,7 @@ def _swap_labels(path: Path) -> None:
 
 REFUSALS: dict[str, tuple[Callable[[Path], object], str]] = {
     "not a run": (lambda dic: (dic / "run.json").unlink(), "has no run.json"),
+    "generator": (lambda dic: _edit(dic / "run.json", '"arm": "dic"', '"arm": null'), "is the run of a generator"),
     "no config": (lambda dic: (dic / "config.yaml").unlink(), "config.yaml is missing"),
     "no curves": (lambda dic: (dic / "metrics.csv").unlink(), "metrics.csv is missing"),
     "empty curves": (lambda dic: (dic / "metrics.csv").write_text(""), "metrics.csv is empty"),
