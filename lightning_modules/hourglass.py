@@ -34,8 +34,8 @@ class HourglassModule(L.LightningModule):
         net: the hourglass.
         num_steps: calls on each face, as many as the generator will make.
         start_sigma: standard deviation of the target's Gaussians in the first batch, in heatmap pixels; it falls to the
-            published 1 in the first half of the training. With 1 all the way nearly all of the target is zero, and a
-            small hourglass learns to return zeros.
+            data module's `heatmap_sigma` in the first half of the training. With the published 1 all the way nearly all
+            of the target is zero, and a small hourglass learns to return zeros.
         optimizer: Adam and its schedule.
         channels_last: keep weights and images in channels-last order.
         compile: have `torch.compile` translate the network; pays on GPUs in long trainings.
@@ -59,13 +59,14 @@ class HourglassModule(L.LightningModule):
         if num_steps < 1:
             raise ValueError(f"num_steps is {num_steps}; at least 1 is needed")
         if start_sigma < 1:
-            raise ValueError(f"start_sigma is {start_sigma}; at least 1, the final width, is needed")
+            raise ValueError(f"start_sigma is {start_sigma}; at least 1, the published width, is needed")
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.net = net.to(memory_format=self.memory_format)
         if compile:
             self.net.compile()  # in place: the keys of the checkpoint stay as they are
         self.num_steps = num_steps
         self.start_sigma = start_sigma
+        self.final_sigma = 1.0  # the data module's, from the start of the training on
         self.optimizer = optimizer
         self.val_heatmap = MeanMetric()
         self.val_landmarks = LandmarkErrors()
@@ -73,6 +74,11 @@ class HourglassModule(L.LightningModule):
     def check_data(self, data: L.LightningDataModule) -> None:
         """Refuse a data module without faces and landmarks; called before anything starts."""
         check_faces(self, data)
+        if self.start_sigma < data.heatmap_sigma:  # type: ignore[attr-defined]
+            raise ValueError(f"start_sigma is {self.start_sigma}, below data.heatmap_sigma, {data.heatmap_sigma}")  # type: ignore[attr-defined]
+
+    def on_fit_start(self) -> None:
+        self.final_sigma = self.trainer.datamodule.heatmap_sigma  # type: ignore[attr-defined]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer, scheduler = self.optimizer.build(self.net.parameters(), lambda: training_length(self.trainer))
@@ -89,11 +95,11 @@ class HourglassModule(L.LightningModule):
         return heatmaps
 
     def sigma(self) -> float:
-        """Width of the Gaussians for the current batch: falls geometrically from `start_sigma` to 1."""
-        if self.start_sigma == 1:
-            return 1.0
+        """Width of the Gaussians for the current batch: falls geometrically from `start_sigma` to that of the data."""
+        if self.start_sigma == self.final_sigma:
+            return self.final_sigma
         done = self.trainer.global_step / training_length(self.trainer)
-        return max(1.0, self.start_sigma ** (1 - 2 * done))
+        return max(self.final_sigma, self.start_sigma * (self.final_sigma / self.start_sigma) ** (2 * done))
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         found = self(batch["hr"])
