@@ -16,7 +16,7 @@ from run_folders import chosen_folder, find_checkpoint
 # Settings that name weights to start from. A continued run keeps but does not follow them: its own checkpoint has all
 # weights, and the files may be gone. (Frozen perceptual features from a file, DICGAN's perceptual_weights, are read
 # from that file again.)
-NEUTRAL = {"initial_weights": None, "weights": "none"}
+NEUTRAL = {"initial_weights": None, "hourglass_weights": None, "weights": "none"}
 MAY_CHANGE = (  # without another result, or on purpose
     "config",
     "data.init_args.num_workers",

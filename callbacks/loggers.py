@@ -30,6 +30,7 @@ HARMLESS_WARNINGS = (
     ".*Checkpoint directory .* exists and is not empty.*",
     ".*callbacks used to create the checkpoint need to be provided.*",
     ".*ended before the epoch ended and your dataloader is not resumable.*",  # the data module has the place
+    ".*module\\(s\\) in eval mode at the start of training.*",  # frozen features
     ".*Total length of `list` across ranks is zero.*",
 )
 HARMLESS_MESSAGES = ("litlogger", "to estimate number of stepping batches")

@@ -64,7 +64,7 @@ class RunRecord(SaveConfigCallback):
         if stage == "fit":
             record = self._record = self._describe(trainer, pl_module, logger) | {
                 "started": earlier.get("started", _now()),
-                "initial_weights": earlier.get("initial_weights") or self._initial_weights(),
+                **{name: earlier.get(name) or self._weights(name) for name in ("initial_weights", "hourglass_weights")},
                 "status": "running",
             }
             write_atomically(folder / "config.yaml", config)
@@ -86,9 +86,9 @@ class RunRecord(SaveConfigCallback):
             "parameters": sum(parameter.numel() for parameter in pl_module.parameters()),
         }
 
-    def _initial_weights(self) -> dict[str, str] | None:
+    def _weights(self, name: str) -> dict[str, str] | None:
         """Which file of an earlier stage a generator started from; a resumed run does not need it any more."""
-        given = self.config.model.init_args.get("initial_weights")
+        given = self.config.model.init_args.get(name)
         if given is None:
             return None
         path = find_checkpoint(given)

@@ -17,6 +17,8 @@ from torch.optim import Optimizer
 from lightning_modules.generator import GeneratorModule, dic_losses
 from lightning_modules.schedules import Adam, training_length
 from models.dic import DIC
+from models.pretrained import replace_hourglass
+from run_folders import find_checkpoint
 
 
 class DICModule(GeneratorModule):
@@ -26,6 +28,8 @@ class DICModule(GeneratorModule):
         net: the generator.
         initial_weights: run folder or checkpoint of the hourglass stage, whose network becomes the generator's, or of
             a generator to train on; None trains from scratch.
+        hourglass_weights: run folder or checkpoint of the hourglass stage, whose network replaces that of the generator
+            in `initial_weights`: one for faces of another size, say.
         freeze_hourglass: number of batches (optimiser steps) in which the hourglass stays as it is, for one that has
             been trained. Published: 2,000 on CelebA, 20,000 on Helen.
         optimizer: Adam and its schedule.
@@ -35,13 +39,14 @@ class DICModule(GeneratorModule):
 
     Raises:
         ValueError: an argument is out of its range, or `onecycle` has no known length.
-        FileNotFoundError, models.checkpoints.CheckpointError: `initial_weights` cannot be used.
+        FileNotFoundError, models.checkpoints.CheckpointError: weights cannot be used.
     """
 
     def __init__(
         self,
         net: DIC,
         initial_weights: str | None = None,
+        hourglass_weights: str | None = None,
         freeze_hourglass: int = 0,
         optimizer: Adam = Adam(),  # noqa: B008  (frozen)
         heatmap_weight: float = 0.1,
@@ -52,7 +57,11 @@ class DICModule(GeneratorModule):
             raise ValueError(f"heatmap_weight must not be negative, got {heatmap_weight}")
         if freeze_hourglass < 0:
             raise ValueError(f"freeze_hourglass must not be negative, got {freeze_hourglass}")
+        if hourglass_weights is not None and initial_weights is None:
+            raise ValueError("hourglass_weights needs a generator in initial_weights; a hourglass alone belongs there")
         super().__init__(net, initial_weights, hourglass_will_do=True, channels_last=channels_last, compile=compile)
+        if hourglass_weights is not None:
+            replace_hourglass(self.net, find_checkpoint(hourglass_weights))
         self.freeze_hourglass = freeze_hourglass
         self._untrained = initial_weights is None
         self.optimizer = optimizer

@@ -56,6 +56,16 @@ def start_from(net: DIC, path: str | Path, hourglass_will_do: bool = True) -> No
     load_strictly(net.HG if kind_of(weights) == HOURGLASS_KIND else net, weights, path)
 
 
+def replace_hourglass(net: DIC, path: str | Path) -> None:
+    """Give a generator the weights of a hourglass, of this project or of the authors, and leave the rest as it is.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        models.checkpoints.CheckpointError: if the file is unsafe or damaged, or holds another network.
+    """
+    load_strictly(net.HG, network_weights(read_checkpoint(path), path, HOURGLASS_KIND), path)
+
+
 def load_hourglass(path: str | Path) -> FeedbackHourglass:
     """Load a trained hourglass, whether trained with this project or published by the authors (`FB_HG_68_CelebA.pth`).
 

@@ -15,7 +15,7 @@ from datamodules.face_pack import pack_faces
 from datamodules.face_sets import FaceSet, photograph
 from datamodules.faces import FaceDataset, FaceLandmarkDataModule, complete_batch
 from datamodules.synthetic import write_faces
-from models.heatmaps import heatmaps_to_landmarks
+from models.heatmaps import heatmaps_to_landmarks, landmarks_to_heatmaps
 from models.resampling import resize_bicubic
 from tests.datamodules.face_writers import points, write_face
 
@@ -55,6 +55,16 @@ def test_mirroring_depends_on_seed_epoch_and_index_alone() -> None:
     assert flips(0, 0) == flips(0, 0)
     assert flips(0, 0) != flips(0, 1) and flips(0, 0) != flips(1, 0)
     assert 20 < sum(flips(0, 0)) < 44
+
+
+def test_heatmaps_have_the_width_that_is_asked_for(root: Path) -> None:
+    module = _module(root, heatmap_sigma=2.5)
+    batch = module.on_after_batch_transfer(next(iter(module.val_dataloader())), 0)
+    assert torch.equal(batch["heatmaps"], landmarks_to_heatmaps(batch["landmarks"] / 4, 16, 2.5))
+    assert not torch.allclose(batch["heatmaps"], landmarks_to_heatmaps(batch["landmarks"] / 4, 16))
+    for wrong in (0.0, -1.0, 17.0, float("nan")):
+        with pytest.raises(ValueError, match=f"heatmap_sigma is {wrong}, needed are 0 to 16 pixels"):
+            _module(root, heatmap_sigma=wrong)
 
 
 EVERYTHING = {

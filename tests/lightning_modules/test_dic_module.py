@@ -201,6 +201,21 @@ def test_starts_from_a_hourglass_or_a_generator_and_nothing_else(faces: Path, tm
         DICModule(DIC(**SMALL), initial_weights=str(tmp_path / "none.ckpt"))
 
 
+def test_a_hourglass_replaces_that_of_a_generator(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    hourglass, generator = FeedbackHourglass(8), DIC(**SMALL)
+    torch.save(hourglass.state_dict(), tmp_path / "hourglass.pth")
+    torch.save(generator.state_dict(), tmp_path / "generator.pth")
+    files = {"initial_weights": str(tmp_path / "generator.pth"), "hourglass_weights": str(tmp_path / "hourglass.pth")}
+    started = DICModule(DIC(**SMALL), **files).net.state_dict()
+    expected = generator.state_dict() | {f"HG.{key}": value for key, value in hourglass.state_dict().items()}
+    assert started.keys() == expected.keys() and all(torch.equal(started[key], expected[key]) for key in expected)
+    with pytest.raises(ValueError, match="hourglass_weights needs a generator in initial_weights"):
+        DICModule(DIC(**SMALL), hourglass_weights=files["hourglass_weights"])
+    with pytest.raises(CheckpointError, match="seems to hold a DIC generator; needed is a feedback hourglass"):
+        DICModule(DIC(**SMALL), **files | {"hourglass_weights": files["initial_weights"]})
+
+
 def test_checkpoint_says_how_faces_were_cropped_and_compiling_leaves_its_keys(faces: Path, tmp_path: Path) -> None:
     plain, compiled = DICModule(DIC(**SMALL)), DICModule(DIC(**SMALL), compile=True)
     assert list(plain.state_dict()) == list(compiled.state_dict())

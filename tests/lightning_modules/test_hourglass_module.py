@@ -83,6 +83,24 @@ def test_gaussians_narrow_to_the_published_width_in_half_of_the_training(tiny_fa
     assert widths[:7] == pytest.approx([4 ** (1 - step / 6) for step in range(7)]) and widths[6:] == [1.0] * 6
 
 
+def test_gaussians_narrow_to_the_width_of_the_data(tiny_faces: Path, tmp_path: Path) -> None:
+    module, data = HourglassModule(FeedbackHourglass(8), 1, start_sigma=8.0), _data(tiny_faces)
+    data.heatmap_sigma = 2.0
+    widths: list[float] = []
+
+    class Watch(L.Callback):
+        def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, *_: object) -> None:
+            widths.append(module.sigma())  # type: ignore[operator]
+
+    module.check_data(data)
+    trainer = _trainer(tmp_path, max_epochs=4, limit_val_batches=0, enable_checkpointing=False, callbacks=[Watch()])
+    trainer.fit(module, data)
+    assert widths == pytest.approx([8 / 4 ** (step / 6) for step in range(6)] + [2.0] * 6)
+    data.heatmap_sigma = 9.0
+    with pytest.raises(ValueError, match=r"start_sigma is 8\.0, below data\.heatmap_sigma, 9\.0"):
+        module.check_data(data)
+
+
 def test_impossible_settings_are_refused() -> None:
     with pytest.raises(ValueError, match=r"start_sigma is 0\.5; at least 1"):
         HourglassModule(FeedbackHourglass(8), start_sigma=0.5)
