@@ -1,0 +1,121 @@
+"""Draws what generator runs reached while they were trained: quality, landmark error, loss, and the discriminator.
+
+    python -m benchmarks.curves RUN [RUN ...] --out FILE.png
+
+Against batches, from each run's `metrics.csv`. Figures of validation are points; those of single training batches are
+averaged over a twentieth of the training.
+"""
+
+import argparse
+import csv
+import sys
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from comparison.figures import ARM_COLOURS, ARM_MARKERS
+from run_folders import find_run, read_record
+
+Curve = tuple[np.ndarray, np.ndarray]  # batches, values
+PANELS = {  # title: (what is drawn in full, what is drawn dashed)
+    "PSNR on luma, dB (dashed: bicubic)": ("val/psnr_y", "val/psnr_y_bicubic"),
+    "landmark error / inter-ocular distance": ("val/nme_interocular", None),
+    "heatmap loss, training": ("train/g/heatmap", None),
+    "discriminator's output on real faces (dashed: generated)": ("train/d/logit_real", "train/d/logit_fake"),
+}
+
+
+def read_curves(run: Path) -> dict[str, Curve]:
+    """Every metric of a run that was logged at least once.
+
+    Raises:
+        ValueError: the run has no `metrics.csv`, or one that cannot be read.
+    """
+    path = run / "metrics.csv"
+    curves: dict[str, list[tuple[int, float]]] = {}
+    try:
+        with path.open(newline="") as file:
+            for row in csv.DictReader(file):
+                step = int(row.pop("step")) + 1
+                for name, cell in row.items():
+                    if cell:
+                        curves.setdefault(name, []).append((step, float(cell)))
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read ({type(error).__name__}: {error})") from error
+    return {
+        name: (np.array([p[0] for p in points]), np.array([p[1] for p in points])) for name, points in curves.items()
+    }
+
+
+def smooth(curve: Curve, parts: int = 20) -> Curve:
+    """Means over equal numbers of neighbouring points, at most `parts` of them."""
+    steps, values = curve
+    pieces = min(parts, len(steps))
+    means = [[piece.mean() for piece in np.array_split(array, pieces)] for array in (steps, values)]
+    return np.array(means[0]), np.array(means[1])
+
+
+def draw(runs: dict[str, dict[str, Curve]]) -> Figure:
+    """One panel for each kind of figure, one colour for each run.
+
+    Args:
+        runs: `read_curves` by the name that the legend shall show.
+    """
+    figure = Figure(figsize=(10, 6.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, (title, names) in zip(figure.subplots(2, 2).flat, PANELS.items(), strict=True):
+        for place, (label, curves) in enumerate(runs.items()):
+            _draw_run(
+                axes, curves, names, ARM_COLOURS[place % len(ARM_COLOURS)], ARM_MARKERS[place % len(ARM_MARKERS)], label
+            )
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel("batches")
+        axes.grid(alpha=0.3)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize=8)
+    return figure
+
+
+def _draw_run(
+    axes: Axes, curves: dict[str, Curve], names: tuple[str, str | None], colour: str, marker: str, label: str
+) -> None:
+    for name, style in zip(names, ("-", "--"), strict=True):
+        if name in curves:
+            validation = name.startswith("val/")
+            steps, values = curves[name] if validation else smooth(curves[name])
+            shown = marker if validation and style == "-" else ""
+            axes.plot(steps, values, style, color=colour, marker=shown, label=label if style == "-" else None)
+
+
+def main(args: list[str] | None = None) -> Path:
+    """Parse the command line, draw.
+
+    Returns:
+        The figure's file.
+    """
+    parser = argparse.ArgumentParser(
+        prog="benchmarks.curves", description=(__doc__ or "").split("\n")[0], allow_abbrev=False
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders of generators")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE.png")
+    options = parser.parse_args(args)
+    try:
+        folders = [find_run(run) for run in options.runs]
+        names = [str(read_record(folder).get("experiment")) for folder in folders]
+        runs = {
+            name if names.count(name) == 1 else f"{name} {folder.name}": read_curves(folder)
+            for name, folder in zip(names, folders, strict=True)
+        }
+        draw(runs).savefig(options.out, dpi=100)
+    except (ValueError, OSError) as error:
+        print(f"benchmarks.curves: error: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(2) from error
+    out: Path = options.out
+    return out
+
+
+if __name__ == "__main__":
+    print(main())
