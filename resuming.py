@@ -115,7 +115,7 @@ def changed_settings(run: Path, config: dict[str, Any], allowed: Sequence[str] =
     now = _flat(config)
     free = (*MAY_CHANGE, *allowed)
     return [
-        f"{name} is {now.get(name)!r}, was {saved.get(name)!r}"
+        f"{name} is {now.get(name, 'not there')!r}, was {saved.get(name, 'not there')!r}"
         for name in sorted(saved.keys() | now.keys())
         if saved.get(name) != now.get(name) and not any(f"{name}.".startswith(f"{prefix}.") for prefix in free)
     ]

@@ -74,6 +74,8 @@ def draw(runs: dict[str, dict[str, Curve]]) -> Figure:
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("batches")
         axes.grid(alpha=0.3)
+        if names[0] == "train/g/heatmap":
+            axes.set_yscale("log")
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=8)
     return figure
