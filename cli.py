@@ -251,7 +251,12 @@ def _parse(args: list[str], command: Command, run: Path | None = None, **more: A
     try:
         return SuperFERCLI(args, command, run, **more)
     except (ValueError, TypeError, OSError, MisconfigurationException) as error:
-        refuse(error)
+        cause: BaseException = error
+        while (
+            str(cause).startswith("Does not validate against") and cause.__cause__
+        ):  # says what, but in hundreds of words
+            cause = cause.__cause__
+        refuse(cause)
 
 
 def _find_tested(path: str | None) -> tuple[Path, Path]:

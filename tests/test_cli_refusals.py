@@ -31,6 +31,23 @@ def refused(command: object, args: list[str], capsys: pytest.CaptureFixture[str]
 
 
 @pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("--model.freeze_hourglass=-1", "freeze_hourglass must not be negative, got -1"),
+        ("--model.net.num_features=0", "num_features is 0"),
+        ("--data.heatmap_sigma=0", "heatmap_sigma is 0.0, needed are 0 to 16 pixels"),
+        ("--model.hourglass_weights=run", "hourglass_weights needs a generator in initial_weights"),
+    ],
+)
+def test_what_a_class_says_of_its_settings_is_all_that_is_said(
+    wrong: str, message: str, tiny_faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = refused(train, generator_args(tiny_faces, tmp_path / "runs", wrong), capsys)
+    assert [line for line in said.splitlines() if line.startswith("error: ")] == [said.splitlines()[-1]]
+    assert message in said and "Union" not in said and len(said.splitlines()[-1]) < 200
+
+
+@pytest.mark.parametrize(
     ("more", "message"),
     [
         (["--trainer.max_epoch=3"], "max_epoch"),

@@ -52,6 +52,8 @@ def generator_options(faces: Path, stage: str = "dic") -> list[str]:
         return [*TRAINER, *data, "--model.net.init_args.num_features=8"]
     model = [f"--model.net.init_args.{name}={value}" for name, value in NETWORK.items()]
     model += ["--model.initial_weights=null"]
+    if stage == "dic":
+        model += ["--model.hourglass_weights=null"]
     if stage == "dicgan":
         model += ["--model.discriminator.init_args.size=64"]
     return [*TRAINER, *data, *model]
