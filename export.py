@@ -3,31 +3,33 @@
     python export.py --ckpt_path RUN_OR_CHECKPOINT --out FILE
 
 FILE.pth has the authors' layout, so that their code can load what was trained here: a generator under `state_dict`, or
-under `netG` with its discriminator under `netD`; a hourglass under `state_dict`. FILE.safetensors cannot hold code; the
-sizes of the network and, of a generator, the cropping of its training faces are in its metadata. Both load here as
-well. Where the training averaged weights, the average is written.
+under `netG` with its discriminator under `netD`; the parameters of a hourglass lie bare in the file. FILE.safetensors
+cannot hold code; the sizes of the network and, of a generator, the cropping of its training faces are in its metadata.
+Both load here as well. Where the training averaged weights, the average is written.
 """
 
 import argparse
 import io
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from datamodules.files import write_atomically
 from models.checkpoints import CheckpointError, read_checkpoint, safetensors_bytes
-from models.loading import DIC_KIND, HOURGLASS_KIND, network_weights
+from models.loading import DIC_KIND, HOURGLASS_KIND, kind_of, network_weights
 from run_folders import find_checkpoint
 
 DESCRIPTIONS = ("dic_config", "hourglass_config", "faces")  # what a checkpoint says about its network
 DISCRIMINATOR = "discriminator."
 
 
-def official_layout(checkpoint: dict[str, object], path: Path) -> dict[str, dict[str, Tensor]]:
-    """The networks of a checkpoint under the names that the authors' code looks for."""
-    weights = network_weights(checkpoint, path, DIC_KIND, HOURGLASS_KIND)
+def official_layout(checkpoint: dict[str, object], weights: dict[str, Tensor]) -> dict[str, Any]:
+    """The networks of a checkpoint, `weights` one of them, as the authors' code looks for them."""
+    if kind_of(weights) == HOURGLASS_KIND:
+        return weights  # theirs takes whatever is in the file for parameters, and goes on without those that it lacks
     state = checkpoint.get("state_dict")
     entries = state.items() if isinstance(state, dict) else ()
     opponent = {key.removeprefix(DISCRIMINATOR): value for key, value in entries if key.startswith(DISCRIMINATOR)}
@@ -46,12 +48,11 @@ def export(source: str | Path, out: Path) -> None:
         raise ValueError(f"{out}: the ending says what is written; it has to be .pth or .safetensors")
     path = find_checkpoint(source)
     checkpoint = read_checkpoint(path)
-    layout = official_layout(checkpoint, path)
+    weights = network_weights(checkpoint, path, DIC_KIND, HOURGLASS_KIND)
     if out.suffix == ".pth":
         buffer = io.BytesIO()
-        torch.save(layout, buffer)
+        torch.save(official_layout(checkpoint, weights), buffer)
         write_atomically(out, buffer.getvalue())
-        written = " and ".join(layout)
         sizes = checkpoint.get("dic_config")
         if isinstance(sizes, dict) and sizes.get("num_steps") != 4:
             print(
@@ -61,9 +62,8 @@ def export(source: str | Path, out: Path) -> None:
             )
     else:
         said = {name: checkpoint[name] for name in DESCRIPTIONS if name in checkpoint}
-        write_atomically(out, safetensors_bytes(next(iter(layout.values())), said))
-        written = "weights"
-    print(f"{written} of {path} written to {out}")
+        write_atomically(out, safetensors_bytes(weights, said))
+    print(f"{kind_of(weights)} of {path} written to {out}")
 
 
 def main(args: list[str] | None = None) -> None:

@@ -22,6 +22,7 @@ from callbacks.image_writer import ImageWriter, Report, read_origin
 from datamodules.files import remove_leftovers, write_atomically
 from datamodules.image_folder import (
     MAX_PIXELS,
+    OTHER_SUFFIXES,
     SUFFIXES,
     ImageFolder,
     ImageRefusedError,
@@ -121,6 +122,11 @@ def prepare(args: Sequence[str]) -> Job:
     trainer = _make_trainer(options, writer)
     _make_writable(options.out)
     tasks, kept, skipped = _find_work(options, targets, generator)
+    pictures = [name for name in others if name.name.lower().endswith(OTHER_SUFFIXES)]
+    others = [name for name in others if name not in pictures]
+    skipped |= {
+        str(name): f"of a format that is not read; convert it to one of {', '.join(SUFFIXES)}" for name in pictures
+    }
     if trainer.is_global_zero:
         print(f"{options.images}: {len(tasks)} images to enlarge, {kept} are there already", flush=True)
         if others:

@@ -129,6 +129,11 @@ def check_names(allowed: Sequence[str], config: dict[str, Any]) -> None:
     """
     settings = _flat(config)
     for name in allowed:
+        if name == "trainer.max_steps":
+            raise ValueError(
+                "trainer.max_steps of a run cannot change: Lightning leaves out what is left of the last epoch. Start "
+                "another run from its checkpoint, or count in epochs from the beginning"
+            )
         if not any(f"{setting}.".startswith(f"{name}.") for setting in settings):
             raise ValueError(
                 f"--allow_change {name}: there is no such setting; names are as in config.yaml, for instance "

@@ -3,8 +3,8 @@
     python -m benchmarks.stages [--size published|small] [--hr_size 128] [--hardware gpu] [OVERRIDE ...]
 
 On a GPU, with compilation:  python -m benchmarks.stages --hr_size 384 --model.compile true
-An override goes to every stage; --trainer.max_time DD:HH:MM:SS bounds each. Minutes are those of everything, batches
-those before the last validation.
+An override goes to every stage; --trainer.max_steps N shortens each with its schedule, --trainer.max_time cuts it off.
+Minutes are those of everything, batches those before the last validation.
 """
 
 import argparse
@@ -24,6 +24,10 @@ def arguments(stage: str, earlier: Path | None, options: argparse.Namespace, ove
     name = stage if options.size == "published" else f"{stage}_small"
     given = [f"--config=configs/generator/{name}.yaml", f"--config=configs/hardware/{options.hardware}.yaml"]
     given += [f"--data.hr_size={options.hr_size}"]
+    wide = max(1.0, options.hr_size / 128)  # as wide on the face as the published Gaussians on one of 128 px
+    given += [f"--data.heatmap_sigma={wide}"]
+    if stage == "hourglass":
+        given += [f"--model.start_sigma={4 * wide}"]
     if earlier:
         given += [f"--model.initial_weights={earlier}"]
     if stage == "dicgan":

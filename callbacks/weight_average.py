@@ -1,5 +1,7 @@
 """Exponential moving average of the weights (EMA)."""
 
+from typing import Any
+
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import WeightAveraging
@@ -11,7 +13,8 @@ class WeightAverage(WeightAveraging):
 
     The weights in training lie beside it in the checkpoint, so that resuming is exact. In the n-th update the old
     average counts (1 + n) / (10 + n), at most ``decay``: the initial weights are soon forgotten, however short the
-    training.
+    training. What a module names in ``not_averaged`` (prefixes of keys) is saved as it is trained, a discriminator for
+    instance.
 
     Args:
         decay: largest share of the old average in the new one, 0 to 1.
@@ -36,3 +39,15 @@ class WeightAverage(WeightAveraging):
         # Made before the module was moved, the average would stay behind, and every batch copy all weights to it.
         if self._average_model is not None:
             self._average_model.to(pl_module.device)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Nothing yet: the checkpoint that is written at the end shall hold the weights in training, too."""
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_train_end(trainer, pl_module)  # the module becomes its average
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(trainer, pl_module, checkpoint)
+        for key, value in checkpoint.get("current_model_state", {}).items():
+            if key.startswith(getattr(pl_module, "not_averaged", ())):
+                checkpoint["state_dict"][key] = value

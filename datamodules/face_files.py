@@ -12,6 +12,7 @@ The `.pts` format of the iBUG annotations:
 
 import hashlib
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,9 +132,12 @@ def read_image(path: Path) -> Image.Image:
     """
     try:
         with Image.open(path, formats=("PNG", "JPEG", "BMP")) as image:  # others start programs, EPS for one
-            if image.mode in _EIGHT_BIT_MODES:
+            # Pillow opens 16-bit colour as 8-bit and drops the lower half.
+            deep = any(re.search(";16[BLN]", str(tile.args)) for tile in getattr(image, "tile", ()))
+            kind = f"pixel format {image.mode!r}" if image.mode not in _EIGHT_BIT_MODES else "16 bits" if deep else None
+            if kind is None:
                 return image.convert("RGB")
-            problem = f"pixel format {image.mode!r}, expected 8 bits per channel"
+            problem = f"{kind}, expected 8 bits per channel"
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         problem = f"not a readable image ({error})"
     raise FaceError("unreadable image", f"{path}: {problem}")

@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 from models.dic import SIDE_MULTIPLE
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
+OTHER_SUFFIXES = (".gif", ".heic", ".heif", ".avif", ".jp2", ".jfif", ".ppm", ".pgm", ".tga", ".dng", ".cr2", ".nef")
 MAX_PIXELS = 512 * 256  # of an image: the small generator of this project needs 50 kB of memory for each
 _FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF")
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")

@@ -10,8 +10,9 @@ import io
 import pickle
 import re
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -29,11 +30,47 @@ def load_plain_pickle(path: Path) -> Any:
         ValueError: the file is damaged, or it asks for anything else, which is named and was not executed.
     """
     try:
-        return _PlainUnpickler(io.BytesIO(path.read_bytes())).load()
+        return _checked(_PlainUnpickler(io.BytesIO(path.read_bytes())).load())
     except _Refused as error:
         raise ValueError(f"{path}: refused, {error}") from None
     except Exception as error:  # damaged bytes can make the unpickler fail in any way
         raise ValueError(f"{path}: not a readable pickle ({type(error).__name__}: {error})") from error
+
+
+_PLAIN = (str, bytes, bytearray, int, float, complex, bool, type(None), np.ndarray, np.generic)
+
+
+def _checked(loaded: Any) -> Any:
+    """Refuse what a file may name in order to build its data, but not hold: classes and the functions below."""
+    waiting, seen = [loaded], set()
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, _PLAIN) or id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, dict):
+            waiting += [*value.keys(), *value.values()]
+        elif isinstance(value, list | tuple | set | frozenset):
+            waiting += value
+        else:
+            raise _Refused(f"it holds {value!r}; admitted are plain containers, numbers and numpy arrays of numbers")
+    return loaded
+
+
+class _StandIn:
+    """Answers for a function that pickles of plain data call. A file can call it, and can set nothing on it."""
+
+    __slots__ = ("_function",)
+    _function: Callable[..., Any]
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        object.__setattr__(self, "_function", function)
+
+    def __call__(self, *given: Any) -> Any:
+        return self._function(*given)
+
+    def __setattr__(self, name: str, value: Any) -> NoReturn:
+        raise _Refused(f"it sets {name!r} of a function")
 
 
 class _PlainUnpickler(pickle.Unpickler):
@@ -117,10 +154,10 @@ _ADMITTED: dict[tuple[str, str], Any] = {
     ("builtins", "frozenset"): frozenset,
     ("builtins", "complex"): complex,
     ("collections", "OrderedDict"): OrderedDict,
-    ("_codecs", "encode"): _encode,
+    ("_codecs", "encode"): _StandIn(_encode),
     ("numpy", "ndarray"): _NDARRAY,
-    ("numpy", "dtype"): _dtype,
-    ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
-    ("numpy.core.multiarray", "scalar"): _scalar,
-    ("numpy.core.numeric", "_frombuffer"): _fill,
+    ("numpy", "dtype"): _StandIn(_dtype),
+    ("numpy.core.multiarray", "_reconstruct"): _StandIn(_reconstruct),
+    ("numpy.core.multiarray", "scalar"): _StandIn(_scalar),
+    ("numpy.core.numeric", "_frombuffer"): _StandIn(_fill),
 }

@@ -10,12 +10,13 @@ Reference:
 
 import warnings
 
+import lightning as L
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_modules.generator import GeneratorModule, dic_losses
-from lightning_modules.schedules import Adam, training_length
+from lightning_modules.schedules import Adam, check_end, training_length
 from models.dic import DIC
 from models.pretrained import replace_hourglass
 from run_folders import find_checkpoint
@@ -70,6 +71,11 @@ class DICModule(GeneratorModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer, scheduler = self.optimizer.build(self.net.parameters(), lambda: training_length(self.trainer))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def check_trainer(self, trainer: L.Trainer) -> None:
+        """Refuse settings of the trainer; called before anything starts."""
+        if self.optimizer.schedule == "onecycle":
+            check_end(trainer)
 
     def on_train_start(self) -> None:
         if self._untrained and self.trainer.global_step == 0 < self.freeze_hourglass:

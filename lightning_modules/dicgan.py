@@ -11,6 +11,7 @@ Reference:
     Ma et al., CVPR 2020 (arXiv 2003.13063), sections 3.4 and 4.1.
 """
 
+import warnings
 from typing import Any, Literal
 
 import lightning as L
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_modules.generator import GeneratorModule, dic_losses
-from lightning_modules.schedules import Adam, training_length
+from lightning_modules.schedules import Adam, check_end, training_length
 from models.adversarial import GANLoss, discriminator_loss, generator_loss
 from models.dic import DIC
 from models.light_cnn import LightCNN
@@ -55,6 +56,8 @@ class DICGANModule(GeneratorModule):
         FileNotFoundError, models.checkpoints.CheckpointError: weights cannot be used.
     """
 
+    not_averaged = ("discriminator.",)
+
     def __init__(
         self,
         net: DIC,
@@ -76,6 +79,7 @@ class DICGANModule(GeneratorModule):
                 raise ValueError(f"{name}_weight must not be negative, got {weight}")
         super().__init__(net, initial_weights, hourglass_will_do=False, channels_last=channels_last, compile=compile)
         self.automatic_optimization = False
+        self._untrained = initial_weights is None
         self.net.HG.requires_grad_(False)
         self.discriminator = discriminator.to(memory_format=self.memory_format)
         # In a tuple, so that it is no part of the checkpoint, nor of what DDP looks after.
@@ -114,6 +118,8 @@ class DICGANModule(GeneratorModule):
 
     def check_trainer(self, trainer: L.Trainer) -> None:
         """Refuse settings of the trainer; called before anything starts."""
+        if self.optimizer.schedule == "onecycle":
+            check_end(trainer)
         if trainer.precision == "16-mixed":  # its scaled gradients need Lightning's wrapper of both optimisers
             raise ValueError("trainer.precision is 16-mixed, with which DICGAN cannot be trained; use bf16-mixed")
         if trainer.gradient_clip_val:
@@ -126,6 +132,14 @@ class DICGANModule(GeneratorModule):
     def on_fit_start(self) -> None:
         if self._features[0] is not None:
             self._features[0].to(self.device)
+
+    def on_train_start(self) -> None:
+        if self._untrained and self.trainer.global_step == 0:
+            warnings.warn(
+                "nobody has trained this generator, and its hourglass will not be trained here: give initial_weights, "
+                "the run folder or checkpoint of a DIC stage",
+                stacklevel=1,
+            )
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         target = self.target(batch)

@@ -20,7 +20,7 @@ from torch.nn.functional import mse_loss
 from torchmetrics import MeanMetric
 
 from lightning_modules.generator import LANDMARK_METRICS, LandmarkErrors, check_faces, decode, over_ranks
-from lightning_modules.schedules import Adam, training_length
+from lightning_modules.schedules import Adam, check_end, training_length
 from models.dic import normalise
 from models.heatmaps import HEATMAP_STRIDE, enlarge_heatmaps, landmarks_to_heatmaps
 from models.hourglass import FeedbackHourglass
@@ -76,6 +76,11 @@ class HourglassModule(L.LightningModule):
         check_faces(self, data)
         if self.start_sigma < data.heatmap_sigma:  # type: ignore[attr-defined]
             raise ValueError(f"start_sigma is {self.start_sigma}, below data.heatmap_sigma, {data.heatmap_sigma}")  # type: ignore[attr-defined]
+
+    def check_trainer(self, trainer: L.Trainer) -> None:
+        """Refuse settings of the trainer; called before anything starts."""
+        if self.optimizer.schedule == "onecycle" or self.start_sigma > 1:
+            check_end(trainer)
 
     def on_fit_start(self) -> None:
         self.final_sigma = self.trainer.datamodule.heatmap_sigma  # type: ignore[attr-defined]

@@ -13,6 +13,8 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, MultiStepLR
 
+NO_END = "the schedule needs the length of the training: set trainer.max_epochs or trainer.max_steps"
+
 
 @dataclass(frozen=True)
 class Adam:
@@ -53,6 +55,16 @@ class Adam:
         return optimizer, LambdaLR(optimizer, lambda step: one_cycle(step, batches, self.warmup_fraction))
 
 
+def check_end(trainer: L.Trainer) -> None:
+    """Refuse a trainer without an end; called before anything starts.
+
+    Raises:
+        ValueError: as `training_length`.
+    """
+    if trainer.max_epochs == -1 and trainer.max_steps == -1:
+        raise ValueError(NO_END)
+
+
 def training_length(trainer: L.Trainer) -> int:
     """Optimiser steps of the whole training.
 
@@ -61,7 +73,7 @@ def training_length(trainer: L.Trainer) -> int:
     """
     steps = trainer.estimated_stepping_batches
     if not 0 < steps < math.inf:
-        raise ValueError("the schedule needs the length of the training: set trainer.max_epochs or trainer.max_steps")
+        raise ValueError(NO_END)
     return int(steps)
 
 

@@ -37,6 +37,7 @@ def refused(command: object, args: list[str], capsys: pytest.CaptureFixture[str]
         ("--model.net.num_features=0", "num_features is 0"),
         ("--data.heatmap_sigma=0", "heatmap_sigma is 0.0, needed are 0 to 16 pixels"),
         ("--model.hourglass_weights=run", "hourglass_weights needs a generator in initial_weights"),
+        ("--trainer.max_epochs=-1", "the schedule needs the length of the training: set trainer.max_epochs or"),
     ],
 )
 def test_what_a_class_says_of_its_settings_is_all_that_is_said(

@@ -110,7 +110,10 @@ def test_training_counted_in_batches(batches: int, tiny_faces: Path, tmp_path: P
     whole, stopped = run_and_stop(arguments, lambda patch: stop_after(patch, batches), tmp_path)
     assert difference(outcome(whole), outcome(stopped)) is None
     assert [row["step"] for row in read_csv(whole / "metrics.csv") if row["val/psnr_y"]] == ["3", "7", "11"]
-    assert read_checkpoint(stopped / "checkpoints" / "latest.ckpt")["global_step"] == 15
+    end = read_checkpoint(stopped / "checkpoints" / "latest.ckpt")
+    assert end["global_step"] == 15
+    trained = end["current_model_state"]["net.conv_in.0.weight"]  # beside the average, after the last batch, too
+    assert not torch.equal(trained, end["state_dict"]["net.conv_in.0.weight"])
 
 
 @pytest.mark.parametrize("steps", [4, 6], ids=["epoch-end", "mid-epoch"])
@@ -295,6 +298,9 @@ def test_other_settings_are_refused_unless_allowed(
     with pytest.raises(SystemExit):
         train([*other, "--allow_change", "model.label_smoothing"])
     assert "--allow_change model.label_smoothing: there is no such setting" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        train([*other, "--allow_change", "trainer.max_steps"])
+    assert "trainer.max_steps of a run cannot change" in capsys.readouterr().err
     assert train([*other, "--allow_change", "seed_everything, model.init_args.label_smoothing"]) == run
 
 

@@ -73,6 +73,8 @@ def test_hourglass_loads_again(tmp_path: Path, ending: str) -> None:
     torch.save(_own(hourglass, hourglass_config=hourglass.config), tmp_path / "own.ckpt")
     export.main(["--ckpt_path", str(tmp_path / "own.ckpt"), "--out", str(tmp_path / f"hourglass.{ending}")])
     assert _same(load_hourglass(tmp_path / f"hourglass.{ending}").state_dict(), hourglass.state_dict())
+    if ending == "pth":  # the authors' code passes the file's content to load_state_dict as it is
+        assert _same(torch.load(tmp_path / "hourglass.pth", weights_only=True), hourglass.state_dict())
 
 
 def test_what_cannot_be_exported_is_refused_and_nothing_is_written(

@@ -233,6 +233,7 @@ def test_files_that_cannot_be_enlarged_are_named_and_the_others_written(
     (images / "empty.jpg").write_bytes(b"")
     (images / "text.bmp").write_text("not an image")
     Image.fromarray(levels(8, 8)).save(images / "gif.png", "GIF")
+    Image.fromarray(levels(8, 8)).save(images / "animation.GIF")
     deep = levels(8, 8).astype(np.uint16) * 16
     for suffix in ("png", "tif"):
         cv2.imwrite(str(images / f"gray_{suffix}.{suffix}"), deep[..., 0])
@@ -254,6 +255,7 @@ def test_files_that_cannot_be_enlarged_are_named_and_the_others_written(
         "truncated.jpg.bmp": "not a readable image (image file is truncated",  # which its header does not show
         "empty.jpg": "not a readable image of the formats PNG",
         "text.bmp": "not a readable image of the formats PNG",
+        "animation.GIF": "of a format that is not read; convert it to one of .png",
         "gif.png": "not a readable image of the formats PNG",
         "gray_png.png": "more than 8 bits per channel; convert it to 8 bits first",
         "gray_tif.tif": "more than 8 bits",
@@ -269,7 +271,7 @@ def test_files_that_cannot_be_enlarged_are_named_and_the_others_written(
     out = images.parent / "out"
     assert set(snapshot(out)) == {"good.png"}
     assert np.array_equal(read(out / "good.png"), expected(generator, levels(8, 8)))
-    assert f"1 images enlarged into {out}, 14 skipped" in printed.out
+    assert f"1 images enlarged into {out}, 15 skipped" in printed.out
     assert "left alone: 2 files, the first is notes.txt" in printed.out
 
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -125,6 +126,9 @@ def test_bad_images_are_refused(tmp_path: Path) -> None:
         load_faces(tmp_path, 32, 1.3, 0)
     Image.fromarray(np.zeros((100, 100), np.uint16)).save(tmp_path / "a.png")
     with pytest.raises(ValueError, match=r"a\.png: pixel format 'I;16', expected 8 bits"):
+        load_faces(tmp_path, 32, 1.3, 0)
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((100, 100, 3), np.uint16))  # which Pillow would open as 8-bit
+    with pytest.raises(ValueError, match=r"a\.png: 16 bits, expected 8 bits"):
         load_faces(tmp_path, 32, 1.3, 0)
     for kind in ("EPS", "GIF"):  # whatever its name says; the former would start Ghostscript
         Image.fromarray(np.zeros((100, 100), np.uint8)).save(tmp_path / "a.png", kind)

@@ -18,7 +18,7 @@ from lightning_modules.dicgan import DICGANModule
 from lightning_modules.generator import dic_losses
 from lightning_modules.schedules import Adam
 from models.adversarial import GANLoss, discriminator_loss, generator_loss
-from models.checkpoints import CheckpointError
+from models.checkpoints import CheckpointError, read_checkpoint
 from models.dic import DIC, normalise
 from models.heatmaps import landmarks_to_heatmaps
 from models.hourglass import FeedbackHourglass
@@ -164,6 +164,9 @@ def test_averaged_weights_validate_are_saved_and_survive_resuming(tiny_faces: Pa
     saving = ModelCheckpoint(tmp_path, filename="half", save_on_train_epoch_end=True)
     half = _trainer(tmp_path, WeightAverage(decay=0.3), saving, max_epochs=1, enable_checkpointing=True)
     half.fit(_module(), _data(tiny_faces))
+    saved = read_checkpoint(tmp_path / "half.ckpt")
+    same = {key for key, value in saved["current_model_state"].items() if torch.equal(value, saved["state_dict"][key])}
+    assert {"discriminator.features.0.filter.weight"} < same and "net.conv_in.0.weight" not in same
     module, again = _module(), Watch()
     rest = _trainer(tmp_path, again, WeightAverage(decay=0.3))
     rest.fit(module, _data(tiny_faces), ckpt_path=tmp_path / "half.ckpt", weights_only=True)
@@ -171,6 +174,13 @@ def test_averaged_weights_validate_are_saved_and_survive_resuming(tiny_faces: Pa
     for ours, uninterrupted in zip(again.generator, watch.generator[3:], strict=True):
         assert all(torch.equal(value, uninterrupted[name]) for name, value in ours.items())
     assert all(torch.equal(value, loaded.get_parameter(name)) for name, value in module.net.named_parameters())
+
+
+def test_a_generator_that_nobody_has_trained_is_warned_of(tiny_faces: Path, tmp_path: Path) -> None:
+    with pytest.warns(
+        UserWarning, match="nobody has trained this generator, and its hourglass will not be trained here"
+    ):
+        _trainer(tmp_path, max_epochs=1).fit(_module(), _data(tiny_faces))
 
 
 @pytest.mark.parametrize("gan_loss", ["least_squares", "hinge"])
