@@ -24,12 +24,14 @@ from datamodules.image_folder import (
     MAX_PIXELS,
     OTHER_SUFFIXES,
     SUFFIXES,
+    WHOLE_PIXELS,
     ImageFolder,
     ImageRefusedError,
     Task,
     digest_of,
     image_size,
     list_images,
+    padded_pixels,
     plan_batches,
 )
 from datamodules.upscalers import DICUpscaler
@@ -57,9 +59,10 @@ def parse_options(args: Sequence[str]) -> argparse.Namespace:
         prog="upscale.py",
         allow_abbrev=False,
         description=f"Enlarges every image of a folder eightfold, as PNG; finds no faces, takes crops. "
-        f"Formats: {' '.join(suffix[1:] for suffix in SUFFIXES)}; any size up to {MAX_PIXELS:,} pixels; gray stays "
-        "gray, alpha is enlarged bicubically. Files that cannot be enlarged are named and skipped; the exit code is "
-        "then 1. What an earlier call with the same generator wrote is kept, unless its image has changed since.",
+        f"Formats: {' '.join(suffix[1:] for suffix in SUFFIXES)}; any size up to {MAX_PIXELS:,} pixels, "
+        f"beyond {WHOLE_PIXELS:,} in overlapping tiles and without --heatmaps; gray stays gray, alpha is enlarged "
+        "bicubically. Files that cannot be enlarged are named and skipped; the exit code is then 1. What an earlier "
+        "call with the same generator wrote is kept, unless its image has changed since.",
     )
     parser.add_argument("--ckpt_path", required=True, metavar="RUN_OR_FILE", help="the generator")
     parser.add_argument("--images", required=True, type=Path, metavar="FOLDER", help="sub-folders are kept")
@@ -220,6 +223,8 @@ def _find_work(
                 )
         try:
             width, height = image_size(source)
+            if options.heatmaps and padded_pixels(width, height) > WHOLE_PIXELS:
+                raise ImageRefusedError(f"{width} x {height} are too many pixels for landmarks; cut the face out first")
             if all(mark and mark == (generator, digest_of(source.read_bytes())) for mark in marks):
                 kept += 1
             else:

@@ -28,7 +28,10 @@ from models.dic import SIDE_MULTIPLE
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 OTHER_SUFFIXES = (".gif", ".heic", ".heif", ".avif", ".jp2", ".jfif", ".ppm", ".pgm", ".tga", ".dng", ".cr2", ".nef")
-MAX_PIXELS = 512 * 256  # of an image: the small generator of this project needs 50 kB of memory for each
+MAX_PIXELS = 1024 * 1024  # of an image: enlarged, it is one of 8192 x 8192
+WHOLE_PIXELS = (
+    512 * 256
+)  # of an image that is enlarged in one piece: the small generator needs 50 kB of memory for each
 _FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF")
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
@@ -146,6 +149,11 @@ def pad(image: np.ndarray) -> np.ndarray:
     return np.pad(image, ((0, -height % SIDE_MULTIPLE), (0, -width % SIDE_MULTIPLE), (0, 0)), mode="reflect")
 
 
+def padded_pixels(width: int, height: int) -> int:
+    """Pixels of an image after `pad`."""
+    return (width + -width % SIDE_MULTIPLE) * (height + -height % SIDE_MULTIPLE)
+
+
 @contextmanager
 def _opened(file: Path | io.BytesIO) -> Iterator[Image.Image]:
     """An image of a kind that is enlarged; whatever goes wrong with it inside the block becomes `ImageRefusedError`."""
@@ -163,8 +171,7 @@ def _opened(file: Path | io.BytesIO) -> Iterator[Image.Image]:
 
 def _refuse_unsuitable(image: Image.Image) -> None:
     width, height = image.size
-    padded = [-(-side // SIDE_MULTIPLE) * SIDE_MULTIPLE for side in image.size]
-    if padded[0] * padded[1] > MAX_PIXELS:
+    if padded_pixels(width, height) > MAX_PIXELS:
         raise ImageRefusedError(
             f"{width} x {height} are more than {MAX_PIXELS:,} pixels, the most that is enlarged; cut the face out first"
         )

@@ -9,10 +9,12 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from datamodules.image_folder import Face
+from datamodules.image_folder import WHOLE_PIXELS, Face
 from models.dic import DIC, SCALE, denormalise, normalise
 from models.heatmaps import HEATMAP_STRIDE, heatmaps_to_landmarks
 from models.resampling import round_levels
+
+TILE, OVERLAP = 256, 32  # LR pixels, multiples of 8
 
 
 class Enlarged(NamedTuple):
@@ -34,7 +36,8 @@ class Enlarged(NamedTuple):
 class Enlarger(L.LightningModule):
     """Predicts with a generator; gray images keep the luma (BT.601) of the result.
 
-    A batch that does not fit into the memory of a GPU is enlarged image by image.
+    A batch that does not fit into the memory of a GPU is enlarged image by image, and an image of more than
+    `WHOLE_PIXELS` in overlapping tiles.
 
     Args:
         net: the generator.
@@ -99,7 +102,35 @@ class Enlarger(L.LightningModule):
         """Images B,3,H,W in [0, 1] and, where asked for, heatmaps B,68,H/4,W/4 of the last step."""
         faces = (lr.float() / 255).contiguous(memory_format=torch.channels_last)
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # as exact on GPUs as on CPUs
+            if lr.shape[-2] * lr.shape[-1] > WHOLE_PIXELS:
+                return self._run_in_tiles(faces), None
             if not self.heatmaps:
                 return self.net.upscale(faces), None
             images, heatmaps = self.net(normalise(faces))
             return denormalise(images[-1]).clamp(0, 1), heatmaps[-1]
+
+    def _run_in_tiles(self, faces: Tensor) -> Tensor:
+        """B,3,h,w -> B,3,H,W, both in [0, 1]: where tiles overlap, each counts the less the nearer its border is."""
+        height, width = faces.shape[-2:]
+        total = faces.new_zeros(*faces.shape[:2], SCALE * height, SCALE * width)
+        weights = faces.new_zeros(SCALE * height, SCALE * width)
+        for top in _starts(height):
+            for left in _starts(width):
+                tile = faces[..., top : top + TILE, left : left + TILE].contiguous(memory_format=torch.channels_last)
+                rows, columns = (_ramp(SCALE * side, faces.device) for side in tile.shape[-2:])
+                weight = rows[:, None] * columns
+                place = slice(SCALE * top, SCALE * top + len(rows)), slice(SCALE * left, SCALE * left + len(columns))
+                total[:, :, *place] += self.net.upscale(tile) * weight
+                weights[place] += weight
+        return total / weights
+
+
+def _starts(side: int) -> list[int]:
+    """Where the tiles along a side of the image begin; the last one ends with the image."""
+    return [*range(0, max(0, side - TILE), TILE - OVERLAP), max(0, side - TILE)]
+
+
+def _ramp(length: int, device: torch.device) -> Tensor:
+    """Weights of the pixels along a side of an enlarged tile: 1, falling over the overlap on either end."""
+    place = torch.arange(length, device=device) + 0.5
+    return torch.minimum(place, length - place).div(SCALE * OVERLAP).clamp(max=1)

@@ -17,7 +17,8 @@ from PIL import Image
 import folder_upscale
 from callbacks.image_writer import HEAT_COLOUR, HEAT_OPACITY, LANDMARK_COLOUR, draw_landmarks
 from cli import upscale
-from datamodules.image_folder import MAX_PIXELS, list_images, pad, plan_batches
+from datamodules.image_folder import WHOLE_PIXELS, list_images, pad, plan_batches
+from lightning_modules import enlarger
 from lightning_modules.enlarger import Enlarger
 from models.dic import DIC, normalise
 from models.heatmaps import heatmaps_to_landmarks
@@ -196,7 +197,7 @@ def test_batches_hold_images_of_one_padded_size(generator: Path, images: Path) -
 def test_memory_is_bounded_whatever_the_batch_size(generator: Path, images: Path) -> None:
     save(images / "a.png", levels(8, 8))
     task = folder_upscale.prepare(arguments(generator, images)).batches[0][0]
-    tasks = [task._replace(width=width, height=64) for width in [64] * 40 + [MAX_PIXELS // 64] * 2]
+    tasks = [task._replace(width=width, height=64) for width in [64] * 40 + [WHOLE_PIXELS // 64] * 2]
     batches = plan_batches(tasks, batch_size=1000, pixels=65_536)
     assert [len(batch) for batch in batches] == [1, 1, 16, 16, 8]
 
@@ -222,12 +223,49 @@ def test_what_does_not_fit_into_the_memory_goes_alone_or_is_skipped(
     assert np.array_equal(read(out / "a.png"), expected(generator, levels(8, 8)))
 
 
+@pytest.mark.parametrize("size", [(40, 24), (24, 61), (25, 16), (64, 64)])
+def test_tiles_of_a_large_image_fit_together(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a network that looks no further than a pixel the result is that of the whole image."""
+    monkeypatch.setattr(enlarger, "WHOLE_PIXELS", 16 * 24)
+    monkeypatch.setattr(enlarger, "TILE", 24)
+    monkeypatch.setattr(enlarger, "OVERLAP", 8)
+    tiles: list[torch.Size] = []
+
+    class Nearest(torch.nn.Module):
+        def upscale(self, image: torch.Tensor) -> torch.Tensor:
+            tiles.append(image.shape[-2:])
+            return image.repeat_interleave(8, -1).repeat_interleave(8, -2)
+
+    images = torch.from_numpy(np.stack([pad(levels(*size, seed=seed)) for seed in (0, 1)])).permute(0, 3, 1, 2)
+    net = Nearest()
+    large, heatmaps = Enlarger(net)._run(images)  # type: ignore[arg-type]
+    assert heatmaps is None and all(max(tile) <= 24 for tile in tiles)
+    torch.testing.assert_close(large, net.upscale(images.float() / 255), atol=1e-6, rtol=0)
+
+
+def test_large_images_are_enlarged_in_tiles_and_without_landmarks(
+    generator: Path, images: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(enlarger, "WHOLE_PIXELS", 64)
+    monkeypatch.setattr(folder_upscale, "WHOLE_PIXELS", 64)
+    monkeypatch.setattr(enlarger, "TILE", 16)
+    monkeypatch.setattr(enlarger, "OVERLAP", 8)
+    save(images / "large.png", levels(20, 9))
+    save(images / "small.png", levels(8, 8))
+    assert exit_code(arguments(generator, images, "--heatmaps")) == 1
+    assert "skipped: large.png: 9 x 20 are too many pixels for landmarks" in capsys.readouterr().err
+    upscale(arguments(generator, images))
+    out = images.parent / "out"
+    assert read(out / "large.png").shape == (160, 72, 3)
+    assert np.array_equal(read(out / "small.png"), expected(generator, levels(8, 8)))
+
+
 def test_files_that_cannot_be_enlarged_are_named_and_the_others_written(
     generator: Path, images: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     save(images / "good.png", levels(8, 8))
-    save(images / "large.png", np.zeros((513, 256), np.uint8))
-    save(images / "thin.png", np.zeros((1, 131072), np.uint8))  # eight rows when it is padded
+    save(images / "large.png", np.zeros((1025, 1024), np.uint8))
+    save(images / "thin.png", np.zeros((1, 131073), np.uint8))  # eight rows when it is padded
     save_truncated(images / "truncated.png")
     save_truncated(images / "truncated.jpg.bmp")
     (images / "empty.jpg").write_bytes(b"")
@@ -249,8 +287,8 @@ def test_files_that_cannot_be_enlarged_are_named_and_the_others_written(
     printed = capsys.readouterr()
     reasons = dict(line.removeprefix("skipped: ").split(": ", 1) for line in printed.err.splitlines() if "skip" in line)
     wanted = {
-        "large.png": "256 x 513 are more than 131,072 pixels",
-        "thin.png": "131072 x 1 are more than 131,072 pixels",
+        "large.png": "1024 x 1025 are more than 1,048,576 pixels",
+        "thin.png": "131073 x 1 are more than 1,048,576 pixels",
         "truncated.png": "not a readable image (image file is truncated",
         "truncated.jpg.bmp": "not a readable image (image file is truncated",  # which its header does not show
         "empty.jpg": "not a readable image of the formats PNG",
