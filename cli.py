@@ -171,7 +171,7 @@ class SuperFERCLI(LightningCLI):
         if changed:
             raise ValueError(
                 f"settings differ from those of {self.run_folder}: {'; '.join(changed)}. Epochs, devices, workers and "
-                "logging may change; anything else if it is named: --allow_change NAME[,NAME...]"
+                "logging may change; anything else but trainer.max_steps if it is named: --allow_change NAME[,NAME...]"
             )
         self.checkpoint = newest_whole(self.run_folder)
         for name, value in NEUTRAL.items():
@@ -252,11 +252,10 @@ def _parse(args: list[str], command: Command, run: Path | None = None, **more: A
         return SuperFERCLI(args, command, run, **more)
     except (ValueError, TypeError, OSError, MisconfigurationException) as error:
         cause: BaseException = error
-        while (
-            str(cause).startswith("Does not validate against") and cause.__cause__
-        ):  # says what, but in hundreds of words
-            cause = cause.__cause__
-        refuse(cause)
+        while str(cause).startswith("Does not validate against") and cause.__cause__:
+            cause = cause.__cause__  # what a class says; the parser buries it in hundreds of words
+        of_the_parser = str(cause).startswith(("Expected a", "Not a valid subclass"))  # of the first type it tried
+        refuse(error if of_the_parser else cause)
 
 
 def _find_tested(path: str | None) -> tuple[Path, Path]:

@@ -5,7 +5,7 @@
 FILE.pth has the authors' layout, so that their code can load what was trained here: a generator under `state_dict`, or
 under `netG` with its discriminator under `netD`; the parameters of a hourglass lie bare in the file. FILE.safetensors
 cannot hold code; the sizes of the network and, of a generator, the cropping of its training faces are in its metadata.
-Both load here as well. Where the training averaged weights, the average is written.
+Both load here as well. Where the training averaged the weights of the generator, the average is written.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from datamodules.files import write_atomically
 from models.checkpoints import CheckpointError, read_checkpoint, safetensors_bytes
-from models.loading import DIC_KIND, HOURGLASS_KIND, kind_of, network_weights
+from models.loading import DIC_KIND, HOURGLASS_KIND, kind_of, listed, network_weights
 from run_folders import find_checkpoint
 
 DESCRIPTIONS = ("dic_config", "hourglass_config", "faces")  # what a checkpoint says about its network
@@ -49,9 +49,14 @@ def export(source: str | Path, out: Path) -> None:
     path = find_checkpoint(source)
     checkpoint = read_checkpoint(path)
     weights = network_weights(checkpoint, path, DIC_KIND, HOURGLASS_KIND)
+    written = kind_of(weights)
+    if written is None:
+        raise CheckpointError(f"checkpoint {path} holds neither {DIC_KIND} nor {HOURGLASS_KIND}: {listed(weights)}")
     if out.suffix == ".pth":
         buffer = io.BytesIO()
-        torch.save(official_layout(checkpoint, weights), buffer)
+        layout = official_layout(checkpoint, weights)
+        torch.save(layout, buffer)
+        written += " and its discriminator" * ("netD" in layout)
         write_atomically(out, buffer.getvalue())
         sizes = checkpoint.get("dic_config")
         if isinstance(sizes, dict) and sizes.get("num_steps") != 4:
@@ -63,7 +68,7 @@ def export(source: str | Path, out: Path) -> None:
     else:
         said = {name: checkpoint[name] for name in DESCRIPTIONS if name in checkpoint}
         write_atomically(out, safetensors_bytes(weights, said))
-    print(f"{kind_of(weights)} of {path} written to {out}")
+    print(f"{written} of {path} written to {out}")
 
 
 def main(args: list[str] | None = None) -> None:

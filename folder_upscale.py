@@ -24,7 +24,6 @@ from datamodules.image_folder import (
     MAX_PIXELS,
     OTHER_SUFFIXES,
     SUFFIXES,
-    WHOLE_PIXELS,
     ImageFolder,
     ImageRefusedError,
     Task,
@@ -41,7 +40,6 @@ from run_folders import find_checkpoint
 
 OPTIONS = ("--images", "--out", "--ckpt_path")  # any of them says that a folder is meant, not a data set
 LINE_EVERY = 100  # images
-PIXELS_AT_ONCE = 3 * 2**20  # times channels of the features: 65,536 pixels for F 16, G 1
 
 
 class _Parser(argparse.ArgumentParser):
@@ -60,9 +58,9 @@ def parse_options(args: Sequence[str]) -> argparse.Namespace:
         allow_abbrev=False,
         description=f"Enlarges every image of a folder eightfold, as PNG; finds no faces, takes crops. "
         f"Formats: {' '.join(suffix[1:] for suffix in SUFFIXES)}; any size up to {MAX_PIXELS:,} pixels, "
-        f"beyond {WHOLE_PIXELS:,} in overlapping tiles and without --heatmaps; gray stays gray, alpha is enlarged "
-        "bicubically. Files that cannot be enlarged are named and skipped; the exit code is then 1. What an earlier "
-        "call with the same generator wrote is kept, unless its image has changed since.",
+        "large ones in overlapping tiles and without --heatmaps; gray stays gray, alpha is enlarged bicubically. Files "
+        "that cannot be enlarged are named and skipped; the exit code is then 1. What an earlier call with the same "
+        "generator wrote is kept, unless its image has changed since.",
     )
     parser.add_argument("--ckpt_path", required=True, metavar="RUN_OR_FILE", help="the generator")
     parser.add_argument("--images", required=True, type=Path, metavar="FOLDER", help="sub-folders are kept")
@@ -124,28 +122,18 @@ def prepare(args: Sequence[str]) -> Job:
     writer = ImageWriter(generator, every=0 if sys.stdout.isatty() else LINE_EVERY)
     trainer = _make_trainer(options, writer)
     _make_writable(options.out)
-    tasks, kept, skipped = _find_work(options, targets, generator)
-    pictures = [name for name in others if name.name.lower().endswith(OTHER_SUFFIXES)]
+    tasks, kept, skipped = _find_work(options, targets, generator, module.whole_pixels)
+    pictures = {name for name in others if name.name.lower().endswith(OTHER_SUFFIXES)}
     others = [name for name in others if name not in pictures]
-    skipped |= {
-        str(name): f"of a format that is not read; convert it to one of {', '.join(SUFFIXES)}" for name in pictures
-    }
+    reason = f"of a format that is not read; convert it to one of {', '.join(SUFFIXES)}"
+    skipped |= {str(name): reason for name in sorted(pictures)}
     if trainer.is_global_zero:
         print(f"{options.images}: {len(tasks)} images to enlarge, {kept} are there already", flush=True)
         if others:
             print(f"not images, left alone: {len(others)} files, the first is {others[0]}", flush=True)
         _print_skipped(skipped)
-    batches = plan_batches(tasks, options.batch_size, _pixels_at_once(module.net.config))
+    batches = plan_batches(tasks, options.batch_size, module.pixels)
     return Job(options, checkpoint, batches, kept, skipped, module, writer, trainer)
-
-
-def _pixels_at_once(sizes: dict[str, int]) -> int:
-    """Pixels that a batch may have: 3 GB of memory for the small generator, 8 GB for one of the published size.
-
-    Most of the memory is features on a grid of twice the size of the result: F channels for each of G groups, and two
-    in work.
-    """
-    return PIXELS_AT_ONCE // (sizes["num_features"] * (sizes["num_groups"] + 2))
 
 
 def _make_trainer(options: argparse.Namespace, writer: ImageWriter) -> L.Trainer:
@@ -201,7 +189,7 @@ def _find_targets(names: Sequence[Path], out: Path, heatmaps: bool) -> dict[Path
 
 
 def _find_work(
-    options: argparse.Namespace, targets: dict[Path, tuple[Path, ...]], generator: str
+    options: argparse.Namespace, targets: dict[Path, tuple[Path, ...]], generator: str, whole_pixels: int
 ) -> tuple[list[Task], int, dict[str, str]]:
     """Images to enlarge, the number of those that were enlarged before, and reasons by name for those that cannot be.
 
@@ -223,7 +211,7 @@ def _find_work(
                 )
         try:
             width, height = image_size(source)
-            if options.heatmaps and padded_pixels(width, height) > WHOLE_PIXELS:
+            if options.heatmaps and padded_pixels(width, height) > whole_pixels:
                 raise ImageRefusedError(f"{width} x {height} are too many pixels for landmarks; cut the face out first")
             if all(mark and mark == (generator, digest_of(source.read_bytes())) for mark in marks):
                 kept += 1

@@ -42,6 +42,7 @@ MAY_CHANGE = (  # without another result, or on purpose
         )
     ),
 )
+NEVER = "trainer.max_steps"  # may change: Lightning would leave out the rest of the epoch that was the last
 TEST_MAY_CHANGE = (  # where and how fast; check_same_data sees to the pixels
     *(f"data.init_args.{name}" for name in ("root", "cache_dir", "test_split", "batch_size", "upscaler")),
     "best",
@@ -49,6 +50,7 @@ TEST_MAY_CHANGE = (  # where and how fast; check_same_data sees to the pixels
     "model.init_args.weights",
     "trainer",
 )
+ADDED = {"data.init_args.heatmap_sigma": 1.0}  # settings that older runs do not name, and what they had
 NEWEST_FIRST = ("latest.ckpt", "previous.ckpt", "best.ckpt")
 
 
@@ -113,12 +115,18 @@ def changed_settings(run: Path, config: dict[str, Any], allowed: Sequence[str] =
     except (yaml.YAMLError, UnicodeDecodeError, AttributeError) as error:
         raise ValueError(f"{run / 'config.yaml'} cannot be read ({' '.join(str(error).split())[:200]})") from error
     now = _flat(config)
+    saved |= {name: value for name, value in ADDED.items() if name in now and name not in saved}
     free = (*MAY_CHANGE, *allowed)
     return [
-        f"{name} is {now.get(name, 'not there')!r}, was {saved.get(name, 'not there')!r}"
+        f"{name} is {_shown(now, name)}, was {_shown(saved, name)}"
         for name in sorted(saved.keys() | now.keys())
-        if saved.get(name) != now.get(name) and not any(f"{name}.".startswith(f"{prefix}.") for prefix in free)
+        if saved.get(name) != now.get(name)
+        and (name == NEVER or not any(f"{name}.".startswith(f"{prefix}.") for prefix in free))
     ]
+
+
+def _shown(settings: dict[str, Any], name: str) -> str:
+    return repr(settings[name]) if name in settings else "not set"
 
 
 def check_names(allowed: Sequence[str], config: dict[str, Any]) -> None:
@@ -129,11 +137,6 @@ def check_names(allowed: Sequence[str], config: dict[str, Any]) -> None:
     """
     settings = _flat(config)
     for name in allowed:
-        if name == "trainer.max_steps":
-            raise ValueError(
-                "trainer.max_steps of a run cannot change: Lightning leaves out what is left of the last epoch. Start "
-                "another run from its checkpoint, or count in epochs from the beginning"
-            )
         if not any(f"{setting}.".startswith(f"{name}.") for setting in settings):
             raise ValueError(
                 f"--allow_change {name}: there is no such setting; names are as in config.yaml, for instance "

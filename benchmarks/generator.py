@@ -1,6 +1,6 @@
 """How much faster the generator trains, enlarges and gets its data than written straightforwardly; prints JSON.
 
-    python -m benchmarks.generator [--size small|published] [--hr_size 128] [--repeats 7] [--compile] [--bf16]
+    python -m benchmarks.generator [--size small|published] [--hr_size 128] [--compile] [--bf16] ...
 
 Straightforward means the same network with the hourglass run at every step, float32, PyTorch's default memory format,
 and LR images and heatmaps made face by face in the loader's workers. Both sides run in turn in one process under the

@@ -3,7 +3,8 @@
     python -m benchmarks.stages [--size published|small] [--hr_size 128] [--hardware gpu] [OVERRIDE ...]
 
 On a GPU, with compilation:  python -m benchmarks.stages --hr_size 384 --model.compile true
-An override goes to every stage; --trainer.max_steps N shortens each with its schedule, --trainer.max_time cuts it off.
+An override goes to every stage; --trainer.max_steps N shortens each, though not what is counted in batches (milestones,
+--model.freeze_hourglass of the second stage), and --trainer.max_time cuts it off.
 Minutes are those of everything, batches those before the last validation.
 """
 

@@ -13,8 +13,8 @@ class WeightAverage(WeightAveraging):
 
     The weights in training lie beside it in the checkpoint, so that resuming is exact. In the n-th update the old
     average counts (1 + n) / (10 + n), at most ``decay``: the initial weights are soon forgotten, however short the
-    training. What a module names in ``not_averaged`` (prefixes of keys) is saved as it is trained, a discriminator for
-    instance.
+    training. What a module names in ``not_averaged`` (prefixes of keys) is saved and left as it is trained, a
+    discriminator for instance.
 
     Args:
         decay: largest share of the old average in the new one, 0 to 1.
@@ -44,10 +44,16 @@ class WeightAverage(WeightAveraging):
         """Nothing yet: the checkpoint that is written at the end shall hold the weights in training, too."""
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        kept = {key: value.clone() for key, value in pl_module.state_dict().items() if _is_kept(pl_module, key)}
         super().on_train_end(trainer, pl_module)  # the module becomes its average
+        pl_module.load_state_dict(kept, strict=False)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(trainer, pl_module, checkpoint)
         for key, value in checkpoint.get("current_model_state", {}).items():
-            if key.startswith(getattr(pl_module, "not_averaged", ())):
+            if _is_kept(pl_module, key):
                 checkpoint["state_dict"][key] = value
+
+
+def _is_kept(module: L.LightningModule, key: str) -> bool:
+    return key.startswith(getattr(module, "not_averaged", ()))

@@ -124,6 +124,11 @@ def _parse_point(path: Path, number: int, text: str) -> tuple[float, float]:
     return x, y
 
 
+def has_deep_colours(image: Image.Image) -> bool:
+    """Whether Pillow opens 16-bit colours as 8-bit ones, dropping the lower half: 12-bit cameras would be black."""
+    return any(re.search(";16[BLN]", str(tile.args)) for tile in getattr(image, "tile", ()))
+
+
 def read_image(path: Path) -> Image.Image:
     """Open an 8-bit image as RGB.
 
@@ -132,12 +137,12 @@ def read_image(path: Path) -> Image.Image:
     """
     try:
         with Image.open(path, formats=("PNG", "JPEG", "BMP")) as image:  # others start programs, EPS for one
-            # Pillow opens 16-bit colour as 8-bit and drops the lower half.
-            deep = any(re.search(";16[BLN]", str(tile.args)) for tile in getattr(image, "tile", ()))
-            kind = f"pixel format {image.mode!r}" if image.mode not in _EIGHT_BIT_MODES else "16 bits" if deep else None
-            if kind is None:
+            if image.mode not in _EIGHT_BIT_MODES:
+                problem = f"pixel format {image.mode!r}, expected 8 bits per channel"
+            elif has_deep_colours(image):
+                problem = "16 bits, expected 8 bits per channel"
+            else:
                 return image.convert("RGB")
-            problem = f"{kind}, expected 8 bits per channel"
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         problem = f"not a readable image ({error})"
     raise FaceError("unreadable image", f"{path}: {problem}")

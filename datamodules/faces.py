@@ -149,7 +149,9 @@ class FaceLandmarkDataModule(ResumableDataModule):
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         if not 0 < heatmap_sigma <= hr_size / HEATMAP_STRIDE:
-            raise ValueError(f"heatmap_sigma is {heatmap_sigma}, needed are 0 to {hr_size // HEATMAP_STRIDE} pixels")
+            raise ValueError(
+                f"heatmap_sigma is {heatmap_sigma}, needed is more than 0 and at most {hr_size // HEATMAP_STRIDE}"
+            )
         if (val_root is None) == (val_fraction is None):
             raise ValueError(f"give either val_root or val_fraction, got {val_root!r} and {val_fraction!r}")
         if val_fraction is not None and not 0 < val_fraction < 1:

@@ -11,7 +11,6 @@ batch that could not be read.
 import hashlib
 import io
 import os
-import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,14 +23,13 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch.utils.data import DataLoader, Dataset
 
+from datamodules.face_files import has_deep_colours
 from models.dic import SIDE_MULTIPLE
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
-OTHER_SUFFIXES = (".gif", ".heic", ".heif", ".avif", ".jp2", ".jfif", ".ppm", ".pgm", ".tga", ".dng", ".cr2", ".nef")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".webp", ".tif", ".tiff")
+# Pictures that are not read count as skipped; raw files of cameras lie beside their JPEGs, and are left alone.
+OTHER_SUFFIXES = (".gif", ".heic", ".heif", ".avif", ".jp2", ".ppm", ".pgm", ".tga")
 MAX_PIXELS = 1024 * 1024  # of an image: enlarged, it is one of 8192 x 8192
-WHOLE_PIXELS = (
-    512 * 256
-)  # of an image that is enlarged in one piece: the small generator needs 50 kB of memory for each
 _FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF")
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
@@ -175,10 +173,7 @@ def _refuse_unsuitable(image: Image.Image) -> None:
         raise ImageRefusedError(
             f"{width} x {height} are more than {MAX_PIXELS:,} pixels, the most that is enlarged; cut the face out first"
         )
-    # Pillow opens 16-bit colour as 8-bit and drops the lower half, which leaves 12-bit cameras almost black.
-    deep = image.mode.startswith("I") or any(
-        re.search(";16[BLN]", str(tile.args)) for tile in getattr(image, "tile", ())
-    )
+    deep = image.mode.startswith("I") or has_deep_colours(image)
     if deep or image.mode == "F":
         raise ImageRefusedError(
             f"{'more than 8 bits' if deep else 'floating-point levels'} per channel; convert it to 8 bits first, for "

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 _NUMBER_CODE = re.compile(r"[biufc]\d{1,2}")  # numpy's names of booleans, integers, floats and complex numbers
+_PLAIN = (str, bytes, bytearray, int, float, complex, bool, type(None), np.ndarray, np.generic)
 
 
 class _Refused(pickle.UnpicklingError):
@@ -37,23 +38,22 @@ def load_plain_pickle(path: Path) -> Any:
         raise ValueError(f"{path}: not a readable pickle ({type(error).__name__}: {error})") from error
 
 
-_PLAIN = (str, bytes, bytearray, int, float, complex, bool, type(None), np.ndarray, np.generic)
-
-
 def _checked(loaded: Any) -> Any:
     """Refuse what a file may name in order to build its data, but not hold: classes and the functions below."""
     waiting, seen = [loaded], set()
     while waiting:
         value = waiting.pop()
-        if isinstance(value, _PLAIN) or id(value) in seen:
-            continue
-        seen.add(id(value))
-        if isinstance(value, dict):
-            waiting += [*value.keys(), *value.values()]
+        if isinstance(value, dict):  # not value.keys(), which a file may have set on an OrderedDict
+            held = [*dict.keys(value), *dict.values(value), *getattr(value, "__dict__", {}).values()]
         elif isinstance(value, list | tuple | set | frozenset):
-            waiting += value
+            held = list(value)
+        elif isinstance(value, _PLAIN):
+            continue
         else:
             raise _Refused(f"it holds {value!r}; admitted are plain containers, numbers and numpy arrays of numbers")
+        if id(value) not in seen:
+            seen.add(id(value))
+            waiting += [part for part in held if not isinstance(part, _PLAIN)]
     return loaded
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_modules.generator import GeneratorModule, dic_losses
-from lightning_modules.schedules import Adam, check_end, training_length
+from lightning_modules.schedules import Adam, training_length
 from models.dic import DIC
 from models.pretrained import replace_hourglass
 from run_folders import find_checkpoint
@@ -60,7 +60,8 @@ class DICModule(GeneratorModule):
             raise ValueError(f"freeze_hourglass must not be negative, got {freeze_hourglass}")
         if hourglass_weights is not None and initial_weights is None:
             raise ValueError("hourglass_weights needs a generator in initial_weights; a hourglass alone belongs there")
-        super().__init__(net, initial_weights, hourglass_will_do=True, channels_last=channels_last, compile=compile)
+        will_do = hourglass_weights is None  # one hourglass is enough
+        super().__init__(net, initial_weights, hourglass_will_do=will_do, channels_last=channels_last, compile=compile)
         if hourglass_weights is not None:
             replace_hourglass(self.net, find_checkpoint(hourglass_weights))
         self.freeze_hourglass = freeze_hourglass
@@ -74,8 +75,7 @@ class DICModule(GeneratorModule):
 
     def check_trainer(self, trainer: L.Trainer) -> None:
         """Refuse settings of the trainer; called before anything starts."""
-        if self.optimizer.schedule == "onecycle":
-            check_end(trainer)
+        self.optimizer.check(trainer)
 
     def on_train_start(self) -> None:
         if self._untrained and self.trainer.global_step == 0 < self.freeze_hourglass:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_modules.generator import GeneratorModule, dic_losses
-from lightning_modules.schedules import Adam, check_end, training_length
+from lightning_modules.schedules import Adam, training_length
 from models.adversarial import GANLoss, discriminator_loss, generator_loss
 from models.dic import DIC
 from models.light_cnn import LightCNN
@@ -118,8 +118,7 @@ class DICGANModule(GeneratorModule):
 
     def check_trainer(self, trainer: L.Trainer) -> None:
         """Refuse settings of the trainer; called before anything starts."""
-        if self.optimizer.schedule == "onecycle":
-            check_end(trainer)
+        self.optimizer.check(trainer)
         if trainer.precision == "16-mixed":  # its scaled gradients need Lightning's wrapper of both optimisers
             raise ValueError("trainer.precision is 16-mixed, with which DICGAN cannot be trained; use bf16-mixed")
         if trainer.gradient_clip_val:

@@ -9,12 +9,13 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from datamodules.image_folder import WHOLE_PIXELS, Face
+from datamodules.image_folder import Face
 from models.dic import DIC, SCALE, denormalise, normalise
 from models.heatmaps import HEATMAP_STRIDE, heatmaps_to_landmarks
 from models.resampling import round_levels
 
-TILE, OVERLAP = 256, 32  # LR pixels, multiples of 8
+PIXELS_AT_ONCE = 3 * 2**20  # LR pixels times channels of the features: 65,536 pixels for F 16, G 1
+OVERLAP = 32  # LR pixels, a multiple of 8
 
 
 class Enlarged(NamedTuple):
@@ -37,13 +38,17 @@ class Enlarger(L.LightningModule):
     """Predicts with a generator; gray images keep the luma (BT.601) of the result.
 
     A batch that does not fit into the memory of a GPU is enlarged image by image, and an image of more than
-    `WHOLE_PIXELS` in overlapping tiles.
+    `whole_pixels`, or one that does not fit alone, in overlapping tiles; these find no landmarks.
 
     Args:
         net: the generator.
         heatmaps: give heatmaps and landmarks of the last step, too, at the cost of one more pass of the hourglass.
 
     Attributes:
+        pixels: LR pixels that a batch should have, by the size of the generator: they need 3 GB of memory if it is
+            small, 8 GB if it is of the published size. Most of that are features on a grid of twice the size of the
+            result: F channels for each of G groups, and two in work.
+        whole_pixels: LR pixels of the largest image that is enlarged in one piece.
         finite: whether all results so far were; after one that was not, nothing is enlarged any more. No exception is
             raised, because the other processes would wait for this one.
     """
@@ -52,6 +57,9 @@ class Enlarger(L.LightningModule):
         super().__init__()
         self.net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.heatmaps = heatmaps
+        self.pixels = PIXELS_AT_ONCE // (net.config["num_features"] * (net.config["num_groups"] + 2))
+        self.whole_pixels = 2 * self.pixels
+        self.tile = max(2 * OVERLAP, int(self.pixels**0.5) // 8 * 8)  # its side
         self.finite = True
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
@@ -66,17 +74,19 @@ class Enlarger(L.LightningModule):
             enlarged = []
             for row, face in enumerate(faces):
                 alone = self._enlarge(lr[row : row + 1], [face])
+                if alone is None and not self.heatmaps:
+                    alone = self._enlarge(lr[row : row + 1], [face], in_tiles=True)
                 if alone is None:
                     refused[face.task.name] = f"{face.task.width} x {face.task.height}: too large for the GPU's memory"
                 enlarged += alone or []
         return {"enlarged": enlarged, "refused": refused}
 
-    def _enlarge(self, lr: Tensor, faces: list[Face]) -> list[Enlarged] | None:
+    def _enlarge(self, lr: Tensor, faces: list[Face], in_tiles: bool = False) -> list[Enlarged] | None:
         """Enlarge uint8 B,3,h,w; None if the memory does not suffice."""
         if not (self.finite and faces):
             return []
         try:
-            images, heatmaps = self._run(lr)
+            images, heatmaps = self._run(lr, in_tiles or lr.shape[-2] * lr.shape[-1] > self.whole_pixels)
         except torch.OutOfMemoryError:
             return None
         self.finite = bool(images.isfinite().all() and (heatmaps is None or heatmaps.isfinite().all()))
@@ -98,11 +108,11 @@ class Enlarger(L.LightningModule):
             results.append(Enlarged(face, levels, heat, landmarks))
         return results
 
-    def _run(self, lr: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _run(self, lr: Tensor, in_tiles: bool) -> tuple[Tensor, Tensor | None]:
         """Images B,3,H,W in [0, 1] and, where asked for, heatmaps B,68,H/4,W/4 of the last step."""
         faces = (lr.float() / 255).contiguous(memory_format=torch.channels_last)
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # as exact on GPUs as on CPUs
-            if lr.shape[-2] * lr.shape[-1] > WHOLE_PIXELS:
+            if in_tiles:
                 return self._run_in_tiles(faces), None
             if not self.heatmaps:
                 return self.net.upscale(faces), None
@@ -114,20 +124,22 @@ class Enlarger(L.LightningModule):
         height, width = faces.shape[-2:]
         total = faces.new_zeros(*faces.shape[:2], SCALE * height, SCALE * width)
         weights = faces.new_zeros(SCALE * height, SCALE * width)
-        for top in _starts(height):
-            for left in _starts(width):
-                tile = faces[..., top : top + TILE, left : left + TILE].contiguous(memory_format=torch.channels_last)
+        for top in _starts(height, self.tile):
+            for left in _starts(width, self.tile):
+                tile = faces[..., top : top + self.tile, left : left + self.tile].contiguous(
+                    memory_format=torch.channels_last
+                )
                 rows, columns = (_ramp(SCALE * side, faces.device) for side in tile.shape[-2:])
                 weight = rows[:, None] * columns
                 place = slice(SCALE * top, SCALE * top + len(rows)), slice(SCALE * left, SCALE * left + len(columns))
                 total[:, :, *place] += self.net.upscale(tile) * weight
                 weights[place] += weight
-        return total / weights
+        return total.div_(weights)
 
 
-def _starts(side: int) -> list[int]:
+def _starts(side: int, tile: int) -> list[int]:
     """Where the tiles along a side of the image begin; the last one ends with the image."""
-    return [*range(0, max(0, side - TILE), TILE - OVERLAP), max(0, side - TILE)]
+    return [*range(0, max(0, side - tile), tile - OVERLAP), max(0, side - tile)]
 
 
 def _ramp(length: int, device: torch.device) -> Tensor:

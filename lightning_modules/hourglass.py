@@ -66,7 +66,7 @@ class HourglassModule(L.LightningModule):
             self.net.compile()  # in place: the keys of the checkpoint stay as they are
         self.num_steps = num_steps
         self.start_sigma = start_sigma
-        self.final_sigma = 1.0  # the data module's, from the start of the training on
+        self.final_sigma = 1.0  # the data module's
         self.optimizer = optimizer
         self.val_heatmap = MeanMetric()
         self.val_landmarks = LandmarkErrors()
@@ -74,16 +74,21 @@ class HourglassModule(L.LightningModule):
     def check_data(self, data: L.LightningDataModule) -> None:
         """Refuse a data module without faces and landmarks; called before anything starts."""
         check_faces(self, data)
-        if self.start_sigma < data.heatmap_sigma:  # type: ignore[attr-defined]
-            raise ValueError(f"start_sigma is {self.start_sigma}, below data.heatmap_sigma, {data.heatmap_sigma}")  # type: ignore[attr-defined]
+        self._adopt(data)
 
     def check_trainer(self, trainer: L.Trainer) -> None:
         """Refuse settings of the trainer; called before anything starts."""
-        if self.optimizer.schedule == "onecycle" or self.start_sigma > 1:
+        self.optimizer.check(trainer)
+        if self.start_sigma != self.final_sigma:
             check_end(trainer)
 
     def on_fit_start(self) -> None:
-        self.final_sigma = self.trainer.datamodule.heatmap_sigma  # type: ignore[attr-defined]
+        self._adopt(self.trainer.datamodule)  # type: ignore[attr-defined]
+
+    def _adopt(self, data: L.LightningDataModule) -> None:
+        self.final_sigma = data.heatmap_sigma  # type: ignore[attr-defined]
+        if self.start_sigma < self.final_sigma:
+            raise ValueError(f"start_sigma is {self.start_sigma}, below data.heatmap_sigma, {self.final_sigma}")
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer, scheduler = self.optimizer.build(self.net.parameters(), lambda: training_length(self.trainer))

@@ -44,6 +44,11 @@ class Adam:
         if not 0 < self.warmup_fraction < 1:
             raise ValueError(f"warmup_fraction must lie between 0 and 1, got {self.warmup_fraction}")
 
+    def check(self, trainer: L.Trainer) -> None:
+        """Refuse a trainer whose end the schedule has to know, and that has none; called before anything starts."""
+        if self.schedule == "onecycle":
+            check_end(trainer)
+
     def build(
         self, parameters: Iterable[nn.Parameter], length: Callable[[], int]
     ) -> tuple[torch.optim.Optimizer, LRScheduler]:

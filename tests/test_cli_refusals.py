@@ -35,7 +35,7 @@ def refused(command: object, args: list[str], capsys: pytest.CaptureFixture[str]
     [
         ("--model.freeze_hourglass=-1", "freeze_hourglass must not be negative, got -1"),
         ("--model.net.num_features=0", "num_features is 0"),
-        ("--data.heatmap_sigma=0", "heatmap_sigma is 0.0, needed are 0 to 16 pixels"),
+        ("--data.heatmap_sigma=0", "heatmap_sigma is 0.0, needed is more than 0 and at most 16"),
         ("--model.hourglass_weights=run", "hourglass_weights needs a generator in initial_weights"),
         ("--trainer.max_epochs=-1", "the schedule needs the length of the training: set trainer.max_epochs or"),
     ],

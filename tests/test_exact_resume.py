@@ -299,8 +299,8 @@ def test_other_settings_are_refused_unless_allowed(
         train([*other, "--allow_change", "model.label_smoothing"])
     assert "--allow_change model.label_smoothing: there is no such setting" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        train([*other, "--allow_change", "trainer.max_steps"])
-    assert "trainer.max_steps of a run cannot change" in capsys.readouterr().err
+        train([*other, "--allow_change", "seed_everything,model,trainer", "--trainer.max_steps=9"])
+    assert "trainer.max_steps is 9, was -1. Epochs" in capsys.readouterr().err
     assert train([*other, "--allow_change", "seed_everything, model.init_args.label_smoothing"]) == run
 
 

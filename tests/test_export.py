@@ -82,7 +82,9 @@ def test_what_cannot_be_exported_is_refused_and_nothing_is_written(
 ) -> None:
     torch.save(_own(net, dic_config=net.config), tmp_path / "own.ckpt")
     torch.save(LightCNN(16).state_dict(), tmp_path / "other.pth")
+    torch.save({"strange.weight": torch.zeros(2)}, tmp_path / "strange.pth")
     cases = [
+        ("strange.pth", "out.pth", "holds neither a DIC generator nor a feedback hourglass"),
         ("own.ckpt", "out.onnx", "it has to be .pth or .safetensors"),
         ("none.ckpt", "out.pth", "no checkpoint: looked for"),
         ("other.pth", "out.pth", "seems to hold a LightCNN discriminator; needed is a DIC generator or a feedback"),

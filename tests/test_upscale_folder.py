@@ -17,7 +17,7 @@ from PIL import Image
 import folder_upscale
 from callbacks.image_writer import HEAT_COLOUR, HEAT_OPACITY, LANDMARK_COLOUR, draw_landmarks
 from cli import upscale
-from datamodules.image_folder import WHOLE_PIXELS, list_images, pad, plan_batches
+from datamodules.image_folder import list_images, pad, plan_batches
 from lightning_modules import enlarger
 from lightning_modules.enlarger import Enlarger
 from models.dic import DIC, normalise
@@ -197,7 +197,7 @@ def test_batches_hold_images_of_one_padded_size(generator: Path, images: Path) -
 def test_memory_is_bounded_whatever_the_batch_size(generator: Path, images: Path) -> None:
     save(images / "a.png", levels(8, 8))
     task = folder_upscale.prepare(arguments(generator, images)).batches[0][0]
-    tasks = [task._replace(width=width, height=64) for width in [64] * 40 + [WHOLE_PIXELS // 64] * 2]
+    tasks = [task._replace(width=width, height=64) for width in [64] * 40 + [131072 // 64] * 2]
     batches = plan_batches(tasks, batch_size=1000, pixels=65_536)
     assert [len(batch) for batch in batches] == [1, 1, 16, 16, 8]
 
@@ -210,11 +210,12 @@ def test_what_does_not_fit_into_the_memory_goes_alone_or_is_skipped(
     whole = DIC.upscale
 
     def small_memory(net: DIC, lr: torch.Tensor) -> torch.Tensor:
-        if len(lr) > 1 or lr.shape[-1] > 32:
+        if len(lr) > 1 or lr.shape[-1] > limit:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return whole(net, lr)
 
     monkeypatch.setattr(DIC, "upscale", small_memory)
+    limit = 32
     assert exit_code(arguments(generator, images)) == 1
     assert "skipped: large.png: 64 x 64: too large for the GPU's memory" in capsys.readouterr().err
     monkeypatch.undo()
@@ -223,41 +224,79 @@ def test_what_does_not_fit_into_the_memory_goes_alone_or_is_skipped(
     assert np.array_equal(read(out / "a.png"), expected(generator, levels(8, 8)))
 
 
-@pytest.mark.parametrize("size", [(40, 24), (24, 61), (25, 16), (64, 64)])
-def test_tiles_of_a_large_image_fit_together(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a network that looks no further than a pixel the result is that of the whole image."""
-    monkeypatch.setattr(enlarger, "WHOLE_PIXELS", 16 * 24)
-    monkeypatch.setattr(enlarger, "TILE", 24)
+class Remembering(torch.nn.Module):
+    """A network that looks no further than a pixel, or returns how many tiles it has seen."""
+
+    config = DIC(4, 2, 1, 1, 8).config
+
+    def __init__(self, numbers: bool = False) -> None:
+        super().__init__()
+        self.numbers = numbers
+        self.tiles: list[torch.Size] = []
+
+    def upscale(self, image: torch.Tensor) -> torch.Tensor:
+        self.tiles.append(image.shape[-2:])
+        large = image.repeat_interleave(8, -1).repeat_interleave(8, -2)
+        return torch.full_like(large, len(self.tiles) - 1) if self.numbers else large
+
+
+@pytest.fixture
+def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles of 24 pixels for F 4, G 1, overlapping by 8; images of more than 1,152 pixels are cut."""
+    monkeypatch.setattr(enlarger, "PIXELS_AT_ONCE", 24 * 24 * 12)
     monkeypatch.setattr(enlarger, "OVERLAP", 8)
-    tiles: list[torch.Size] = []
 
-    class Nearest(torch.nn.Module):
-        def upscale(self, image: torch.Tensor) -> torch.Tensor:
-            tiles.append(image.shape[-2:])
-            return image.repeat_interleave(8, -1).repeat_interleave(8, -2)
 
+@pytest.mark.parametrize("size", [(40, 24), (24, 61), (25, 16), (64, 64)])
+@pytest.mark.usefixtures("small_tiles")
+def test_tiles_of_a_large_image_fit_together(size: tuple[int, int]) -> None:
     images = torch.from_numpy(np.stack([pad(levels(*size, seed=seed)) for seed in (0, 1)])).permute(0, 3, 1, 2)
-    net = Nearest()
-    large, heatmaps = Enlarger(net)._run(images)  # type: ignore[arg-type]
-    assert heatmaps is None and all(max(tile) <= 24 for tile in tiles)
+    net = Remembering()
+    large, heatmaps = Enlarger(net)._run(images, in_tiles=True)  # type: ignore[arg-type]
+    assert heatmaps is None and all(max(tile) <= 24 for tile in net.tiles)
     torch.testing.assert_close(large, net.upscale(images.float() / 255), atol=1e-6, rtol=0)
 
 
+@pytest.mark.usefixtures("small_tiles")
+def test_one_tile_passes_evenly_into_the_next() -> None:
+    images = torch.zeros(1, 3, 16, 40, dtype=torch.uint8)
+    large, _ = Enlarger(Remembering(numbers=True))._run(images, in_tiles=True)  # type: ignore[arg-type]
+    row = large[0, 0, 64]  # tiles from 0 to 191 and from 128 to 319
+    assert torch.equal(row[:128], torch.zeros(128)) and torch.equal(row[192:], torch.ones(128))
+    torch.testing.assert_close(row[128:192], (torch.arange(64) + 0.5) / 64)
+
+
+@pytest.mark.usefixtures("small_tiles")
 def test_large_images_are_enlarged_in_tiles_and_without_landmarks(
-    generator: Path, images: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    generator: Path, images: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(enlarger, "WHOLE_PIXELS", 64)
-    monkeypatch.setattr(folder_upscale, "WHOLE_PIXELS", 64)
-    monkeypatch.setattr(enlarger, "TILE", 16)
-    monkeypatch.setattr(enlarger, "OVERLAP", 8)
-    save(images / "large.png", levels(20, 9))
+    save(images / "large.png", levels(40, 31))
     save(images / "small.png", levels(8, 8))
     assert exit_code(arguments(generator, images, "--heatmaps")) == 1
-    assert "skipped: large.png: 9 x 20 are too many pixels for landmarks" in capsys.readouterr().err
+    assert "skipped: large.png: 31 x 40 are too many pixels for landmarks" in capsys.readouterr().err
     upscale(arguments(generator, images))
     out = images.parent / "out"
-    assert read(out / "large.png").shape == (160, 72, 3)
+    assert read(out / "large.png").shape == (320, 248, 3)
     assert np.array_equal(read(out / "small.png"), expected(generator, levels(8, 8)))
+
+
+@pytest.mark.usefixtures("small_tiles")
+def test_an_image_that_does_not_fit_into_the_memory_is_cut(
+    generator: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(images / "a.png", levels(32, 32))
+    whole, seen = DIC.upscale, []
+
+    def small_memory(net: DIC, lr: torch.Tensor) -> torch.Tensor:
+        seen.append(lr.shape[-1])
+        if lr.shape[-1] > 24:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(net, lr)
+
+    monkeypatch.setattr(DIC, "upscale", small_memory)
+    upscale(arguments(generator, images))
+    assert seen == [32, 32, 24, 24, 24, 24]
+    assert read(images.parent / "out" / "a.png").shape == (256, 256, 3)
 
 
 def test_files_that_cannot_be_enlarged_are_named_and_the_others_written(

@@ -1,5 +1,6 @@
 """All three stages run from one command, each from the one before it."""
 
+import argparse
 import json
 from pathlib import Path
 
@@ -31,3 +32,10 @@ def test_stages_follow_each_other(
         assert record["initial_weights"]["path"].startswith(str(runs[earlier]))
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("| hourglass", "| dic"))]
     assert [row.split("|")[3].strip() for row in rows[-3:]] == ["2", "2", "2"]
+
+
+def test_gaussians_are_as_wide_on_a_larger_face() -> None:
+    options = argparse.Namespace(size="small", hr_size=384, hardware="cpu")
+    hourglass, dic = (stages.arguments(stage, None, options, []) for stage in ("hourglass", "dic"))
+    assert {"--data.hr_size=384", "--data.heatmap_sigma=3.0", "--model.start_sigma=12.0"} < set(hourglass)
+    assert {"--data.hr_size=384", "--data.heatmap_sigma=3.0"} < set(dic)

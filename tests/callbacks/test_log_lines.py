@@ -1,3 +1,5 @@
+"""LogLines: batches per second, also where an epoch is continued."""
+
 import time
 from types import SimpleNamespace
 
@@ -14,7 +16,9 @@ def batches(lines: LogLines, first: int, last: int, clock: list[float], seconds:
         lines.on_train_batch_end(trainer, None, None, None, index)
 
 
-def test_rate_is_that_of_batches_since_the_last_line(monkeypatch, capsys):
+def test_rate_is_that_of_batches_since_the_last_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     clock = [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     lines = LogLines(every=10)
@@ -27,14 +31,18 @@ def test_rate_is_that_of_batches_since_the_last_line(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("first", [4, 9])
-def test_rate_of_an_epoch_that_is_continued_counts_from_where_it_goes_on(monkeypatch, capsys, first):
+def test_rate_of_an_epoch_that_is_continued_counts_from_where_it_goes_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], first: int
+) -> None:
     clock = [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     batches(LogLines(every=10), first, 10, clock, 0.5)
     assert capsys.readouterr().out == "epoch 3, batch 10/20, 2.00 batches/s\n"
 
 
-def test_pause_between_epochs_does_not_count(monkeypatch, capsys):
+def test_pause_between_epochs_does_not_count(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     clock = [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     lines = LogLines(every=10)

@@ -63,7 +63,7 @@ def test_heatmaps_have_the_width_that_is_asked_for(root: Path) -> None:
     assert torch.equal(batch["heatmaps"], landmarks_to_heatmaps(batch["landmarks"] / 4, 16, 2.5))
     assert not torch.allclose(batch["heatmaps"], landmarks_to_heatmaps(batch["landmarks"] / 4, 16))
     for wrong in (0.0, -1.0, 17.0, float("nan")):
-        with pytest.raises(ValueError, match=f"heatmap_sigma is {wrong}, needed are 0 to 16 pixels"):
+        with pytest.raises(ValueError, match=f"heatmap_sigma is {wrong}, needed is more than 0 and at most 16"):
             _module(root, heatmap_sigma=wrong)
 
 

@@ -101,6 +101,10 @@ def test_other_functions_are_refused(tmp_path: Path, function: Any) -> None:
         (b"cnumpy.core.multiarray\nscalar\n.", "refused, it holds <"),
         (b"cnumpy.core.multiarray\nscalar\n(N(S'__name__'\nS'z'\ndtb.", "refused, it sets '__name__' of a function"),
         (b"c_codecs\nencode\n(S'__doc__'\nS'z'\ndb.", "not a readable pickle"),
+        (  # an OrderedDict that answers for its own contents
+            b"ccollections\nOrderedDict\n(tR(S'keys'\ncbuiltins\nset\ndb.",
+            "refused, it holds <class 'set'>",
+        ),
         (b"Pname\n.", "refused, it refers to an object outside the file"),
         (b"\x80\x02\x82\x01.", "not a readable pickle"),
         (b"", "not a readable pickle"),

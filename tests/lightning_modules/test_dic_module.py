@@ -212,6 +212,8 @@ def test_a_hourglass_replaces_that_of_a_generator(tmp_path: Path) -> None:
     assert started.keys() == expected.keys() and all(torch.equal(started[key], expected[key]) for key in expected)
     with pytest.raises(ValueError, match="hourglass_weights needs a generator in initial_weights"):
         DICModule(DIC(**SMALL), hourglass_weights=files["hourglass_weights"])
+    with pytest.raises(CheckpointError, match="seems to hold a feedback hourglass; needed is a DIC generator"):
+        DICModule(DIC(**SMALL), **files | {"initial_weights": files["hourglass_weights"]})
     with pytest.raises(CheckpointError, match="seems to hold a DIC generator; needed is a feedback hourglass"):
         DICModule(DIC(**SMALL), **files | {"hourglass_weights": files["initial_weights"]})
 

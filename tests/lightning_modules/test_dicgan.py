@@ -156,6 +156,8 @@ def test_averaged_weights_validate_are_saved_and_survive_resuming(tiny_faces: Pa
         average = {name: share * value + (1 - share) * weights[name] for name, value in average.items()}
     for name, value in average.items():
         torch.testing.assert_close(validated.weights[name], value, atol=1e-7, rtol=1e-5)
+    for name, value in watch.discriminator[-1].items():  # the discriminator is not averaged
+        assert torch.equal(value, trainer.lightning_module.discriminator.get_parameter(name))  # type: ignore[union-attr]
     trainer.save_checkpoint(tmp_path / "end.ckpt")
     loaded = load_generator(tmp_path / "end.ckpt")
     for name, value in loaded.named_parameters():
