@@ -11,9 +11,11 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.utilities.apply_func import convert_tensors_to_scalars
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from torchmetrics import Metric
 
+from callbacks.loggers import MetricsCSV
 from datamodules.samplers import epoch_is_over
 
 EXIT_REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: start me again later
@@ -113,6 +115,7 @@ class LatestCheckpoint(Checkpoint):
         late = time.monotonic() - self._written >= self.interval.total_seconds()
         due, preempted = self._agree(trainer, late or trainer.should_stop)
         if due or preempted:
+            _log_ahead(trainer)
             self._write(trainer)
         self._stopping = preempted
 
@@ -148,6 +151,18 @@ class LatestCheckpoint(Checkpoint):
         folder = Path(self.dirpath or trainer.default_root_dir)
         trainer.save_checkpoint(folder / "latest.ckpt", weights_only=False)
         self._written, self._written_after = time.monotonic(), batch
+
+
+def _log_ahead(trainer: L.Trainer) -> None:
+    """Has ``metrics.csv`` take this batch's figures now, which Lightning logs after the hook that saves."""
+    connector = trainer._logger_connector
+    files = [logger for logger in trainer.loggers if isinstance(logger, MetricsCSV)]
+    if not (files and trainer.is_global_zero and connector.should_update_logs):
+        return
+    metrics = connector.metrics["log"]
+    if metrics:
+        row = {"epoch": trainer.current_epoch} | convert_tensors_to_scalars(metrics)
+        files[0].log_ahead(row, trainer.fit_loop.epoch_loop._batches_that_stepped)
 
 
 class RankState(L.Callback):

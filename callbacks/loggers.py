@@ -63,6 +63,7 @@ class MetricsCSV(Logger):
         super().__init__()
         self.path = folder / "metrics.csv"
         self._columns: list[str] = []
+        self._ahead: tuple[set[str], int | None] | None = None
 
     @property
     def name(self) -> str:
@@ -81,7 +82,16 @@ class MetricsCSV(Logger):
         """Nothing: the run folder holds the whole configuration."""
 
     @rank_zero_only
+    def log_ahead(self, metrics: Mapping[str, float], step: int) -> None:
+        """Writes a row that will be logged next, before a checkpoint: killed in between, a process never logs it."""
+        self.log_metrics(metrics, step)
+        self._ahead = set(metrics), step
+
+    @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        known, self._ahead = self._ahead == (set(metrics), step), None
+        if known:
+            return
         row = {"epoch": metrics.get("epoch", ""), "step": "" if step is None else step, **metrics}
         new = [name for name in row if name not in self._columns]
         if new:

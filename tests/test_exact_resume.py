@@ -17,6 +17,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from callbacks.checkpoint_io import WholeCheckpointIO
+from callbacks.latest_checkpoint import LatestCheckpoint
 from callbacks.log_lines import LogLines
 from cli import train
 from datamodules.ferplus import FERPlusDataModule
@@ -43,6 +44,18 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, batches: int) -> None:
             raise KilledError
 
     monkeypatch.setattr(LogLines, "on_train_batch_end", die)
+
+
+def stop_after_saving(monkeypatch: pytest.MonkeyPatch, batches: int) -> None:
+    """Has a training die when the checkpoint after so many batches is written, before Lightning logs their last."""
+    write = LatestCheckpoint._write
+
+    def die(callback: LatestCheckpoint, trainer: L.Trainer) -> None:
+        write(callback, trainer)
+        if trainer.fit_loop.total_batch_idx + 1 == batches:
+            raise KilledError
+
+    monkeypatch.setattr(LatestCheckpoint, "_write", die)
 
 
 def stop_in_validation(monkeypatch: pytest.MonkeyPatch, epoch: int) -> None:
@@ -88,14 +101,21 @@ def test_classifier(
     assert difference(outcome(whole), outcome(stopped)) is None
 
 
-@pytest.mark.parametrize("stage", ["hourglass", "dic", "dicgan"])
-def test_generator(stage: str, tiny_faces: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("stage", "stop"),
+    [("hourglass", stop_after), ("dic", stop_after), ("dicgan", stop_after), ("dicgan", stop_after_saving)],
+)
+def test_generator(
+    stage: str, stop: Callable[[pytest.MonkeyPatch, int], None], tiny_faces: Path, tmp_path: Path
+) -> None:
     def arguments(runs: Path) -> list[str]:
         options = generator_options(tiny_faces, stage)
         return [*config(f"generator/{stage}_small"), f"--runs={runs}", *options, *WHOLE, *STEPS]
 
-    whole, stopped = run_and_stop(arguments, lambda patch: stop_after(patch, 9), tmp_path)
+    whole, stopped = run_and_stop(arguments, lambda patch: stop(patch, 9), tmp_path)
     assert difference(outcome(whole), outcome(stopped)) is None
+    steps = [int(row["step"]) for row in read_csv(stopped / "metrics.csv") if row["train/g/heatmap"]]
+    assert steps == list(range(12))  # every batch once
 
 
 @pytest.mark.parametrize("batches", [7, 10])
