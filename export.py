@@ -74,7 +74,9 @@ def export(source: str | Path, out: Path) -> None:
 def main(args: list[str] | None = None) -> None:
     """Parses the command line; what is wrong ends in one line and exit code 2."""
     parser = argparse.ArgumentParser(prog="export.py", description=(__doc__ or "").split("\n")[0], allow_abbrev=False)
-    parser.add_argument("--ckpt_path", required=True, help="run folder (its best checkpoint), or a checkpoint file")
+    parser.add_argument(
+        "--ckpt_path", required=True, help="run folder (its best checkpoint, else its latest), or a file"
+    )
     parser.add_argument("--out", required=True, type=Path, help="FILE.pth (the authors' layout) or FILE.safetensors")
     options = parser.parse_args(args)
     try:

@@ -58,9 +58,9 @@ def parse_options(args: Sequence[str]) -> argparse.Namespace:
         allow_abbrev=False,
         description=f"Enlarges every image of a folder eightfold, as PNG; finds no faces, takes crops. "
         f"Formats: {' '.join(suffix[1:] for suffix in SUFFIXES)}; any size up to {MAX_PIXELS:,} pixels, "
-        "large ones in overlapping tiles and without --heatmaps; gray stays gray, alpha is enlarged bicubically. Files "
-        "that cannot be enlarged are named and skipped; the exit code is then 1. What an earlier call with the same "
-        "generator wrote is kept, unless its image has changed since.",
+        "large ones in overlapping tiles (with --heatmaps they are skipped); gray stays gray, alpha is enlarged "
+        "bicubically. Files that cannot be enlarged are named and skipped; the exit code is then 1. What an earlier "
+        "call with the same generator wrote is kept, unless its image has changed since.",
     )
     parser.add_argument("--ckpt_path", required=True, metavar="RUN_OR_FILE", help="the generator")
     parser.add_argument("--images", required=True, type=Path, metavar="FOLDER", help="sub-folders are kept")
@@ -128,6 +128,7 @@ def prepare(args: Sequence[str]) -> Job:
     reason = f"of a format that is not read; convert it to one of {', '.join(SUFFIXES)}"
     skipped |= {str(name): reason for name in sorted(pictures)}
     if trainer.is_global_zero:
+        print(f"generator: {checkpoint}, {module.net.num_steps} steps")  # which the authors' layout does not say
         print(f"{options.images}: {len(tasks)} images to enlarge, {kept} are there already", flush=True)
         if others:
             print(f"not images, left alone: {len(others)} files, the first is {others[0]}", flush=True)

@@ -15,6 +15,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from comparison.figures import ARM_COLOURS, ARM_MARKERS
 from run_folders import find_run, read_record
@@ -73,6 +74,7 @@ def draw(runs: dict[str, dict[str, Curve]]) -> Figure:
             )
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("batches")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         if names[0] == "train/g/heatmap":
             axes.set_yscale("log")
@@ -88,7 +90,7 @@ def _draw_run(
         if name in curves:
             validation = name.startswith("val/")
             steps, values = curves[name] if validation else smooth(curves[name])
-            shown = marker if validation and style == "-" else ""
+            shown = marker if validation else ""
             axes.plot(steps, values, style, color=colour, marker=shown, label=label if style == "-" else None)
 
 
@@ -107,8 +109,12 @@ def main(args: list[str] | None = None) -> Path:
     try:
         folders = [find_run(run) for run in options.runs]
         names = [str(read_record(folder).get("experiment")) for folder in folders]
+        curves = {folder: read_curves(folder) for folder in folders}
+        for folder in folders:
+            if not any(name in curves[folder] for panel in PANELS.values() for name in panel if name):
+                raise ValueError(f"{folder} has nothing to draw: no validation, and no loss of a generator was logged")
         runs = {
-            name if names.count(name) == 1 else f"{name} {folder.name}": read_curves(folder)
+            name if names.count(name) == 1 else f"{name} {folder.name}": curves[folder]
             for name, folder in zip(names, folders, strict=True)
         }
         draw(runs).savefig(options.out, dpi=100)

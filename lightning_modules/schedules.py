@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, MultiStepLR
 
-NO_END = "the schedule needs the length of the training: set trainer.max_epochs or trainer.max_steps"
+NO_END = "the schedule needs the length of the training: set trainer.max_epochs or trainer.max_steps (-1 means no end)"
 
 
 @dataclass(frozen=True)
