@@ -31,6 +31,7 @@ from datamodules.files import remove_leftovers
 from lightning_modules.upscale_only import UpscaleOnly
 from models.checkpoints import read_checkpoint
 from resuming import (
+    FIXED,
     NEUTRAL,
     NEWEST_FIRST,
     TEST_MAY_CHANGE,
@@ -171,7 +172,7 @@ class SuperFERCLI(LightningCLI):
         if changed:
             raise ValueError(
                 f"settings differ from those of {self.run_folder}: {'; '.join(changed)}. Epochs, devices, workers and "
-                "logging may change; anything else but trainer.max_steps if it is named: --allow_change NAME[,NAME...]"
+                f"logging may change; anything else but {FIXED} if it is named: --allow_change NAME[,NAME...]"
             )
         self.checkpoint = newest_whole(self.run_folder)
         for name, value in NEUTRAL.items():

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from command_line import refuse
 from datamodules.files import write_atomically
 from models.checkpoints import CheckpointError, read_checkpoint, safetensors_bytes
 from models.loading import DIC_KIND, HOURGLASS_KIND, kind_of, listed, network_weights
@@ -82,8 +83,7 @@ def main(args: list[str] | None = None) -> None:
     try:
         export(options.ckpt_path, options.out)
     except (ValueError, OSError, CheckpointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
+        refuse(error)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ MAY_CHANGE = (  # without another result, or on purpose
         )
     ),
 )
-NEVER = "trainer.max_steps"  # may change: Lightning would leave out the rest of the epoch that was the last
+FIXED = "trainer.max_steps"  # whatever is allowed: Lightning would leave out the rest of the epoch that was the last
 TEST_MAY_CHANGE = (  # where and how fast; check_same_data sees to the pixels
     *(f"data.init_args.{name}" for name in ("root", "cache_dir", "test_split", "batch_size", "upscaler")),
     "best",
@@ -121,7 +121,7 @@ def changed_settings(run: Path, config: dict[str, Any], allowed: Sequence[str] =
         f"{name} is {_shown(now, name)}, was {_shown(saved, name)}"
         for name in sorted(saved.keys() | now.keys())
         if saved.get(name) != now.get(name)
-        and (name == NEVER or not any(f"{name}.".startswith(f"{prefix}.") for prefix in free))
+        and (name == FIXED or not any(f"{name}.".startswith(f"{prefix}.") for prefix in free))
     ]
 
 

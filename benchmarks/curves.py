@@ -8,7 +8,6 @@ averaged over a twentieth of the training.
 
 import argparse
 import csv
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from command_line import refuse
 from comparison.figures import ARM_COLOURS, ARM_MARKERS
 from run_folders import find_run, read_record
 
@@ -119,8 +119,7 @@ def main(args: list[str] | None = None) -> Path:
         }
         draw(runs).savefig(options.out, dpi=100)
     except (ValueError, OSError) as error:
-        print(f"benchmarks.curves: error: {' '.join(str(error).split())}", file=sys.stderr)
-        raise SystemExit(2) from error
+        refuse(error)
     out: Path = options.out
     return out
 

@@ -147,9 +147,14 @@ def pad(image: np.ndarray) -> np.ndarray:
     return np.pad(image, ((0, -height % SIDE_MULTIPLE), (0, -width % SIDE_MULTIPLE), (0, 0)), mode="reflect")
 
 
+def padded(side: int) -> int:
+    """Width or height of an image after `pad`."""
+    return side + -side % SIDE_MULTIPLE
+
+
 def padded_pixels(width: int, height: int) -> int:
     """Pixels of an image after `pad`."""
-    return (width + -width % SIDE_MULTIPLE) * (height + -height % SIDE_MULTIPLE)
+    return padded(width) * padded(height)
 
 
 @contextmanager
@@ -193,7 +198,7 @@ def plan_batches(tasks: Sequence[Task], batch_size: int, pixels: int) -> list[li
     """
     sizes: dict[tuple[int, int], list[Task]] = defaultdict(list)
     for task in tasks:
-        sizes[task.height + -task.height % SIDE_MULTIPLE, task.width + -task.width % SIDE_MULTIPLE].append(task)
+        sizes[padded(task.height), padded(task.width)].append(task)
     batches = []
     for (height, width), members in sorted(sizes.items(), key=lambda item: (-item[0][0] * item[0][1], item[0])):
         count = max(1, min(batch_size, pixels // (height * width)))

@@ -65,7 +65,6 @@ class DICModule(GeneratorModule):
         if hourglass_weights is not None:
             replace_hourglass(self.net, find_checkpoint(hourglass_weights))
         self.freeze_hourglass = freeze_hourglass
-        self._untrained = initial_weights is None
         self.optimizer = optimizer
         self.heatmap_weight = heatmap_weight
 

@@ -79,7 +79,6 @@ class DICGANModule(GeneratorModule):
                 raise ValueError(f"{name}_weight must not be negative, got {weight}")
         super().__init__(net, initial_weights, hourglass_will_do=False, channels_last=channels_last, compile=compile)
         self.automatic_optimization = False
-        self._untrained = initial_weights is None
         self.net.HG.requires_grad_(False)
         self.discriminator = discriminator.to(memory_format=self.memory_format)
         # In a tuple, so that it is no part of the checkpoint, nor of what DDP looks after.

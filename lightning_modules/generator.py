@@ -104,6 +104,7 @@ class GeneratorModule(L.LightningModule):
         self, net: DIC, initial_weights: str | None, hourglass_will_do: bool, channels_last: bool, compile: bool
     ) -> None:
         super().__init__()
+        self._untrained = initial_weights is None
         if initial_weights is not None:
             start_from(net, find_checkpoint(initial_weights), hourglass_will_do)
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format

@@ -37,6 +37,10 @@ def refused(command: object, args: list[str], capsys: pytest.CaptureFixture[str]
         ("--model.net.num_features=0", "num_features is 0"),
         ("--data.heatmap_sigma=0", "heatmap_sigma is 0.0, needed is more than 0 and at most 16"),
         ("--model.hourglass_weights=run", "hourglass_weights needs a generator in initial_weights"),
+        (
+            "--trainer.callbacks=[{class_path: callbacks.weight_average.WeightAverage, init_args: {decay: 3.0}}]",
+            "decay is 3.0, allowed are 0 up to",
+        ),
         ("--trainer.max_epochs=-1", "the schedule needs the length of the training: set trainer.max_epochs or"),
     ],
 )
@@ -46,6 +50,14 @@ def test_what_a_class_says_of_its_settings_is_all_that_is_said(
     said = refused(train, generator_args(tiny_faces, tmp_path / "runs", wrong), capsys)
     assert [line for line in said.splitlines() if line.startswith("error: ")] == [said.splitlines()[-1]]
     assert message in said and "Union" not in said and len(said.splitlines()[-1]) < 200
+
+
+def test_a_reason_beside_types_that_did_not_apply_is_not_lost(
+    tiny_faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = "{class_path: callbacks.weight_average.WeightAverage, init_args: {decay: 3.0}}"  # a list is tried first
+    args = generator_args(tiny_faces, tmp_path / "runs", f"--trainer.callbacks={one}")
+    assert "decay is 3.0, allowed are 0 up to" in refused(train, args, capsys)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from cli import train
 from datamodules.ferplus import FERPlusDataModule
 from lightning_modules.classifier import EmotionClassifier
 from models.checkpoints import CheckpointError, read_checkpoint
-from resuming import forget_beyond, newest_whole
+from resuming import changed_settings, forget_beyond, newest_whole
 from tests.tiny_runs import classifier_args, config, generator_options, read_csv, write_generator
 from tests.torture import difference, outcome
 
@@ -338,6 +338,15 @@ def test_auto_continues_the_newest_run_of_the_configuration_or_starts_one(
     )
     assert train([*auto, *classifier_args(tiny_ferplus, tmp_path, "--trainer.max_epochs=2")]) == first
     assert [row["epoch"] for row in read_csv(first / "metrics.csv") if row["val/acc"]] == ["0", "1"]
+
+
+def test_a_setting_that_an_older_run_does_not_name_has_the_value_of_then(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("data: {init_args: {hr_size: 128}}")
+    now = {"data": {"init_args": {"hr_size": 128, "heatmap_sigma": 1.0}}}
+    assert changed_settings(tmp_path, now) == []
+    now["data"]["init_args"] |= {"heatmap_sigma": 3.0, "other": 1}
+    wanted = ["data.init_args.heatmap_sigma is 3.0, was 1.0", "data.init_args.other is 1, was not set"]
+    assert changed_settings(tmp_path, now) == wanted
 
 
 def test_a_generator_goes_on_without_the_file_that_it_started_from(tiny_faces: Path, tmp_path: Path) -> None:

@@ -210,12 +210,11 @@ def test_what_does_not_fit_into_the_memory_goes_alone_or_is_skipped(
     whole = DIC.upscale
 
     def small_memory(net: DIC, lr: torch.Tensor) -> torch.Tensor:
-        if len(lr) > 1 or lr.shape[-1] > limit:
+        if len(lr) > 1 or lr.shape[-1] > 32:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return whole(net, lr)
 
     monkeypatch.setattr(DIC, "upscale", small_memory)
-    limit = 32
     assert exit_code(arguments(generator, images)) == 1
     assert "skipped: large.png: 64 x 64: too large for the GPU's memory" in capsys.readouterr().err
     monkeypatch.undo()

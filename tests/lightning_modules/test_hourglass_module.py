@@ -70,35 +70,28 @@ def test_trains_validates_and_hands_its_network_on(tiny_faces: Path, tmp_path: P
     assert all(torch.equal(started[key], trained[key]) for key in trained)
 
 
-def test_gaussians_narrow_to_the_published_width_in_half_of_the_training(tiny_faces: Path, tmp_path: Path) -> None:
-    module = HourglassModule(FeedbackHourglass(8), 1, start_sigma=4.0)
+@pytest.mark.parametrize(("start", "final"), [(4.0, 1.0), (8.0, 2.0)], ids=["published", "wider"])
+def test_gaussians_narrow_to_the_width_of_the_data_in_half_of_the_training(
+    start: float, final: float, tiny_faces: Path, tmp_path: Path
+) -> None:
+    module, data = HourglassModule(FeedbackHourglass(8), 1, start_sigma=start), _data(tiny_faces)
+    data.heatmap_sigma = final
     widths: list[float] = []
 
     class Watch(L.Callback):
         def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, *_: object) -> None:
             widths.append(module.sigma())  # type: ignore[operator]
 
-    trainer = _trainer(tmp_path, max_epochs=4, limit_val_batches=0, enable_checkpointing=False, callbacks=[Watch()])
-    trainer.fit(module, _data(tiny_faces))
-    assert widths[:7] == pytest.approx([4 ** (1 - step / 6) for step in range(7)]) and widths[6:] == [1.0] * 6
-
-
-def test_gaussians_narrow_to_the_width_of_the_data(tiny_faces: Path, tmp_path: Path) -> None:
-    module, data = HourglassModule(FeedbackHourglass(8), 1, start_sigma=8.0), _data(tiny_faces)
-    data.heatmap_sigma = 2.0
-    widths: list[float] = []
-
-    class Watch(L.Callback):
-        def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, *_: object) -> None:
-            widths.append(module.sigma())  # type: ignore[operator]
-
-    module.check_data(data)
     trainer = _trainer(tmp_path, max_epochs=4, limit_val_batches=0, enable_checkpointing=False, callbacks=[Watch()])
     trainer.fit(module, data)
-    assert widths == pytest.approx([8 / 4 ** (step / 6) for step in range(6)] + [2.0] * 6)
+    assert widths == pytest.approx([start / 4 ** (step / 6) for step in range(6)] + [final] * 6)
+
+
+def test_gaussians_that_would_widen_are_refused(tiny_faces: Path) -> None:
+    data = _data(tiny_faces)
     data.heatmap_sigma = 9.0
     with pytest.raises(ValueError, match=r"start_sigma is 8\.0, below data\.heatmap_sigma, 9\.0"):
-        module.check_data(data)
+        HourglassModule(FeedbackHourglass(8), start_sigma=8.0).check_data(data)
 
 
 def test_impossible_settings_are_refused() -> None:
