@@ -28,7 +28,9 @@ from callbacks.run_record import RunRecord, check_same_data
 from callbacks.test_report import TestReport
 from command_line import finishing, keep_freed_memory, refuse, take_option
 from datamodules.files import remove_leftovers
+from datamodules.upscalers import UpscalerError
 from lightning_modules.upscale_only import UpscaleOnly
+from models.bfloat16 import check_bfloat16
 from models.checkpoints import read_checkpoint
 from resuming import (
     FIXED,
@@ -189,7 +191,9 @@ class SuperFERCLI(LightningCLI):
                 raise ValueError(f"best.monitor is {self.config.best.monitor!r}, allowed are {allowed}")
         self.datamodule.check(self.command)
         if self.command == "upscale":
-            return super().instantiate_trainer(logger=False, callbacks=[], **kwargs)
+            trainer = super().instantiate_trainer(logger=False, callbacks=[], **kwargs)
+            self._check_device(trainer)
+            return trainer
         if self.run_folder:
             check_same_data(self.run_folder, self.datamodule)
         mode = wandb_mode()
@@ -203,6 +207,7 @@ class SuperFERCLI(LightningCLI):
             trainer = self._trainer_in(folder, mode, **kwargs)
             if hasattr(self.model, "check_trainer"):
                 self.model.check_trainer(trainer)
+            self._check_device(trainer)
             size, devices = self.datamodule.batch_size, trainer.world_size
             if size % devices:
                 raise ValueError(f"batch_size is {size}, not a multiple of the {devices} devices that share it")
@@ -214,6 +219,15 @@ class SuperFERCLI(LightningCLI):
                 shutil.rmtree(folder, ignore_errors=True)
             raise
         return trainer
+
+    def _check_device(self, trainer: L.Trainer) -> None:
+        """Refuse bfloat16 on a processor whose library computes a layer wrongly in it."""
+        device = trainer.strategy.root_device
+        runs = self.command != "upscale"  # else the model is there, but does nothing
+        if runs and device.type == "cpu" and trainer.precision.startswith("bf16"):
+            check_bfloat16(self.model)
+        if hasattr(self.datamodule, "check_device"):
+            self.datamodule.check_device(device)
 
     def _trainer_in(self, folder: Path, mode: WandbMode, **kwargs: Any) -> L.Trainer:
         for name in ("best", "latest"):
@@ -365,7 +379,10 @@ def upscale(args: list[str] | None = None) -> Path | None:
         except (ValueError, OSError, MisconfigurationException) as error:
             refuse(error)
     cli = _parse(arguments, "upscale")
-    cli.trainer.predict(UpscaleOnly(), datamodule=cli.datamodule)
+    try:
+        cli.trainer.predict(UpscaleOnly(), datamodule=cli.datamodule)
+    except UpscalerError as error:
+        refuse(error)
     folder = cli.datamodule.cache_folder
     if cli.trainer.is_global_zero:
         print(f"enlarged images: {folder}" if folder else f"{cli.datamodule.upscaler.name} needs no cache")

@@ -11,6 +11,7 @@ import lightning as L
 import wandb
 
 from callbacks.latest_checkpoint import EXIT_REQUEUE, PreemptedError
+from datamodules.upscalers import UpscalerError
 from datamodules.workers import release_workers
 from run_folders import share_with_children
 
@@ -62,6 +63,8 @@ def finishing(trainer: L.Trainer) -> Iterator[None]:
         how = f"continue with --resume {folder}" if started else "nothing was trained yet, give the same command again"
         print(f"preempted; {how}", file=sys.stderr, flush=True)
         raise SystemExit(EXIT_REQUEUE) from None
+    except UpscalerError as error:
+        refuse(error)
     finally:
         release_workers(True)
         share_with_children(None)

@@ -167,6 +167,12 @@ class FERPlusDataModule(ResumableDataModule):
             if large.dtype != torch.uint8 or large.shape != needed:
                 raise ValueError(f"{kind} returns {large.dtype} {tuple(large.shape)}, needed is torch.uint8 {needed}")
 
+    def check_device(self, device: torch.device) -> None:
+        """Refuse a device on which the faces would be enlarged wrongly; what is in a cache already was checked."""
+        folder = self.cache_folder
+        if folder is None or not folder.is_dir():
+            self.upscaler.check_device(device)
+
     @property
     def cache_folder(self) -> Path | None:
         """Where the enlarged images are kept, or None where the upscaler's results are not."""

@@ -15,12 +15,19 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from models.bfloat16 import check_bfloat16
 from models.dic import DIC, SCALE
 from models.pretrained import load_generator
 from models.resampling import round_levels
 from run_folders import find_checkpoint
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+# Mean gray levels between bfloat16 and float32: good generators have 0.04, one on wrong kernels 0.6.
+MOST_BY_ROUNDING = 0.25
+
+
+class UpscalerError(ValueError):
+    """The pixels that an upscaler returned are not to be used."""
 
 
 class Upscaler(ABC):
@@ -43,6 +50,9 @@ class Upscaler(ABC):
     @abstractmethod
     def fingerprint(self) -> str:
         """Differs between upscalers that give different pixels, other weights included; names the cache folder."""
+
+    def check_device(self, device: torch.device) -> None:  # noqa: B027  (most have nothing to refuse)
+        """Refuse a device on which the results would be wrong; called before anything starts."""
 
 
 class InterpolationUpscaler(Upscaler):
@@ -95,6 +105,7 @@ class DICUpscaler(Upscaler):
     ) -> None:
         self.checkpoint, self.color, self.name, self.precision = checkpoint, color, name, precision
         self.channels = 3 if color == "rgb" else 1
+        self._precision_checked = False
 
     @cached_property
     def _network(self) -> DIC:
@@ -110,18 +121,40 @@ class DICUpscaler(Upscaler):
             digest.update(key.encode() + value.detach().cpu().contiguous().numpy().tobytes())
         return f"dic-{digest.hexdigest()[:16]}"
 
+    def check_device(self, device: torch.device) -> None:
+        """Refuse bfloat16 on a processor whose library computes a layer of the generator wrongly."""
+        if self.precision == "bfloat16" and device.type == "cpu":
+            check_bfloat16(self._network)
+
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
+        if self.precision == "bfloat16" and not self._precision_checked:
+            self._compare_precisions(images)
+            self._precision_checked = True
+        return round_levels(self._enlarge(images, self.precision))
+
+    def _compare_precisions(self, images: Tensor) -> None:
+        """Refuse bfloat16 if the first batch shows that it is far from float32."""
+        self.check_device(images.device)
+        off = (self._enlarge(images, "bfloat16") - self._enlarge(images, "float32")).abs().mean().item()
+        if off > MOST_BY_ROUNDING:
+            raise UpscalerError(
+                f"{self.checkpoint}: in bfloat16 the enlarged faces are {off:.2f} gray levels from those in float32, "
+                f"expected at most {MOST_BY_ROUNDING}; use precision float32"
+            )
+
+    def _enlarge(self, images: Tensor, precision: str) -> Tensor:
+        """Enlarge uint8 B,1,h,w to gray levels, float32 B,channels,8h,8w."""
         self._network.to(images.device)
         faces = (images.float() / 255).expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
-        reduced = torch.autocast(images.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
+        reduced = torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bfloat16")
         with reduced, torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # float32 is the same everywhere
             large = self._network.upscale(faces).float() * 255
         if not large.isfinite().all():
-            raise ValueError(
+            raise UpscalerError(
                 f"{self.checkpoint}: the generator returned numbers that are not finite; was it trained to its end?"
             )
         if self.color == "gray":
             red, green, blue = large.unbind(dim=1)
             large = (0.299 * red + 0.587 * green + 0.114 * blue)[:, None]
-        return round_levels(large)
+        return large

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 import wandb
 
 from cli import test as run_test
 from cli import train, upscale
-from tests.tiny_runs import classifier_args, generator_args
+from tests.tiny_runs import classifier_args, generator_args, write_generator
 
 
 @pytest.fixture(autouse=True)
@@ -175,3 +176,36 @@ def test_online_without_a_key(
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     assert "there is no key" in refused(train, classifier_args(tiny_ferplus, tmp_path / "runs"), capsys)
     assert not (tmp_path / "runs").exists()
+
+
+def test_bfloat16_where_it_is_computed_wrongly(
+    tiny_ferplus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    convolve = F.conv2d
+
+    def wrong(image: torch.Tensor, *args: object, **settings: object) -> torch.Tensor:
+        result = convolve(image, *args, **settings)  # type: ignore[arg-type]
+        return result * 0 if image.dtype == torch.bfloat16 else result
+
+    monkeypatch.setattr(F, "conv2d", wrong)
+    message = "wrongly in bfloat16: start with ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16, or use float32"
+    trained = classifier_args(tiny_ferplus, tmp_path / "runs", "--trainer.precision=bf16-mixed")
+    assert message in refused(train, trained, capsys)
+    generator = write_generator(tmp_path / "generator.ckpt")
+    more = [f"--data.upscaler.checkpoint={generator}", f"--data.cache_dir={tmp_path / 'cache'}"]
+    more += ["--data.upscaler.precision=bfloat16"]
+    enlarged = classifier_args(tiny_ferplus, tmp_path / "runs", *more, configs=("classifier/dic",))
+    for command in (train, upscale):
+        assert message in refused(command, enlarged, capsys)
+    assert not list(tmp_path.glob("runs/*/*")) and not (tmp_path / "cache").exists()
+
+
+def test_a_generator_that_returns_nonsense(
+    tiny_ferplus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Found when its first faces are enlarged."""
+    generator = write_generator(tmp_path / "generator.ckpt", broken=True)
+    more = [f"--data.upscaler.checkpoint={generator}", f"--data.cache_dir={tmp_path / 'cache'}"]
+    args = classifier_args(tiny_ferplus, tmp_path / "runs", *more, configs=("classifier/dic",))
+    assert "numbers that are not finite" in refused(upscale, args, capsys)
+    assert not list((tmp_path / "cache").rglob("*.npy"))

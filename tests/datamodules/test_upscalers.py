@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from datamodules.upscalers import DICUpscaler, InterpolationUpscaler
+from datamodules.upscalers import DICUpscaler, InterpolationUpscaler, UpscalerError
 from models.dic import DIC
 
 SIZES = {"num_features": 6, "num_steps": 2, "num_groups": 1, "num_fusion_blocks": 1, "hourglass_features": 8}
@@ -118,8 +118,23 @@ def test_fingerprint_depends_on_weights_sizes_colour_and_precision(run: Path, tm
 
 def test_bfloat16_changes_little(run: Path) -> None:
     exact, reduced = DICUpscaler(str(run)), DICUpscaler(str(run), precision="bfloat16")
-    difference = (exact(faces()).int() - reduced(faces()).int()).abs().float()
-    assert 0 < difference.mean() < 1  # gray levels
+    with torch.backends.mkldnn.flags(enabled=False):  # wrong kernels of some processors would be refused
+        difference = (exact(faces()).int() - reduced(faces()).int()).abs().float()
+    assert 0 < difference.mean() < 0.25  # gray levels
+
+
+def test_bfloat16_far_from_float32_is_refused(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the cause; the check of single layers, which does not know of autocast, finds nothing here."""
+    convolve = F.conv2d
+
+    def wrong(image: torch.Tensor, *args: object, **settings: object) -> torch.Tensor:
+        result = convolve(image, *args, **settings)  # type: ignore[arg-type]
+        return result * 0 if torch.is_autocast_enabled("cpu") else result
+
+    monkeypatch.setattr(F, "conv2d", wrong)
+    with pytest.raises(UpscalerError, match=r"in bfloat16 .* gray levels from those in float32.*use precision float32"):
+        DICUpscaler(str(run), precision="bfloat16")(faces(size=16))
+    assert DICUpscaler(str(run))(faces(size=16)).any()
 
 
 def test_run_folder_stands_for_its_best_checkpoint(run: Path, tmp_path: Path) -> None:

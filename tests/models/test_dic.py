@@ -172,7 +172,8 @@ def test_memory_format_and_bfloat16_change_little(tiny: DIC) -> None:
     expected = tiny.upscale(image)
     fast = tiny.to(memory_format=torch.channels_last)
     torch.testing.assert_close(fast.upscale(image), expected, atol=EXACT, rtol=0)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    # Without oneDNN, which computes this network wrongly on some processors (test_bfloat16.py).
+    with torch.backends.mkldnn.flags(enabled=False), torch.autocast("cpu", dtype=torch.bfloat16):
         rounded = fast.upscale(image)
     assert rounded.dtype == torch.float32  # the sum with the enlarged input stays in full precision
     assert 0 < (rounded - expected).abs().mean() < 0.02
