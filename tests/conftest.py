@@ -1,20 +1,46 @@
-"""What every test stands on: no network, few threads, and two tiny synthetic data sets made once per session."""
+"""What every test stands on: nothing of this machine, few threads, and two tiny synthetic data sets made once."""
 
+import atexit
 import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 
-os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # before anything imports albumentations
+# All of this before anything else is imported: W&B makes folders and albumentations calls home at that moment.
+OF_THE_SHELL = ("SLURM_", "TORCHELASTIC_", "WANDB_", "PL_", "SUPERFER_", "MASTER_")  # a job's, in which the tests run
+OF_A_RANK = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "NODE_RANK")
+for name in [name for name in os.environ if name.startswith(OF_THE_SHELL) or name in OF_A_RANK]:
+    del os.environ[name]
+os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())  # what failed is kept where pytest keeps it
+TEMPORARY = tempfile.mkdtemp(prefix="superfer-")  # a short path: sockets lie in it
+atexit.register(shutil.rmtree, TEMPORARY, ignore_errors=True)
+os.environ["TMPDIR"] = tempfile.tempdir = TEMPORARY
+for name in ("WANDB_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR", "WANDB_ARTIFACT_DIR"):
+    os.environ[name] = TEMPORARY
 os.environ["WANDB_MODE"] = "offline"
 os.environ["WANDB_SILENT"] = "true"
-os.environ.setdefault("MPLBACKEND", "Agg")
-
-from pathlib import Path
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # equality bit by bit is that of CPUs
+os.environ["MPLBACKEND"] = "Agg"
 
 import pytest
 import torch
+from hypothesis.configuration import set_hypothesis_home_dir
 
 from datamodules.synthetic import write_faces, write_ferplus
 
+set_hypothesis_home_dir(TEMPORARY)
 torch.set_num_threads(1)  # results differ in the last bits with the number of threads
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_terminal() -> Iterator[None]:
+    """Have the programs print lines as into a file, with `pytest -s` at a terminal, too."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(sys.stdout, "isatty", lambda: False)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -32,7 +32,7 @@ def start(program: str, args: list[str]) -> str:
         [sys.executable, str(REPOSITORY / program), *args],
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,
         env=os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
     )
     assert done.returncode == 0, done.stderr[-3000:]

@@ -6,7 +6,6 @@ import json
 import multiprocessing
 import os
 import signal
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -276,8 +275,8 @@ def test_preempted_run_saves_asks_to_be_started_again_and_goes_on(
     def tell(callback: LogLines, trainer: L.Trainer, *_: object) -> None:
         if trainer.fit_loop.total_batch_idx == 5 or (place == "validation" and trainer.current_epoch == 1):
             signal.raise_signal(number)
-            workers = [str(worker.pid) for worker in multiprocessing.active_children()]
-            subprocess.run(["kill", f"-{int(number)}", *workers], check=True)  # as if sent to the whole process group
+            for worker in multiprocessing.active_children():  # as if sent to the whole process group
+                os.kill(worker.pid, number)  # type: ignore[arg-type]
 
     hook = "on_validation_batch_end" if place == "validation" else "on_train_batch_end"
     with monkeypatch.context() as patched:

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -59,8 +60,13 @@ def wait_for_checkpoint(runs: Path, nodes: list[subprocess.Popen[bytes]], log: P
 
 
 def workers(node: subprocess.Popen[bytes]) -> list[int]:
-    listed = subprocess.run(["pgrep", "-P", str(node.pid)], capture_output=True, text=True)
-    return [int(word) for word in listed.stdout.split()]
+    """Process ids of an agent's children."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has ended since
+            _, parent, *_ = stat.read_text().rpartition(")")[2].split()
+            found += [int(stat.parent.name)] * (int(parent) == node.pid)
+    return sorted(found)
 
 
 def lose(node: subprocess.Popen[bytes]) -> None:

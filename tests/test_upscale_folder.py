@@ -532,7 +532,7 @@ def test_two_processes_write_what_one_writes(count: int, generator: Path, images
         [sys.executable, str(REPOSITORY / "upscale.py"), *args, "--devices=2"],
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,
         env=os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
     )
     assert done.returncode == 1, done.stderr[-3000:]
@@ -553,7 +553,7 @@ def test_a_generator_broken_in_two_processes_ends_both(images: Path, tmp_path: P
         [sys.executable, str(REPOSITORY / "upscale.py"), *arguments(broken, images, "--batch_size=1", "--devices=2")],
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,
         env=os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
     )
     assert done.returncode == 2, done.stderr[-3000:]

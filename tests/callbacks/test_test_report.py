@@ -13,12 +13,21 @@ from sklearn.metrics import accuracy_score
 from callbacks.test_report import TestReport
 from datamodules.ferplus import FERPlusDataModule
 from datamodules.ferplus_labels import CLASSES, argmax_labels, majority_labels
+from datamodules.synthetic import write_ferplus
 from tests.tiny_runs import read_csv
 
 
+@pytest.fixture(scope="module")
+def disputed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """FER+ with test images on which the two label rules differ; the tests' usual one has none."""
+    root = tmp_path_factory.mktemp("disputed")
+    write_ferplus(root, {"train": 24, "val": 24, "test": 40}, seed=5)
+    return root
+
+
 @pytest.fixture
-def tested(tiny_ferplus: Path, tmp_path: Path) -> Any:
-    data = FERPlusDataModule(str(tiny_ferplus))
+def tested(disputed: Path, tmp_path: Path) -> Any:
+    data = FERPlusDataModule(str(disputed))
     data.setup("test")
     return SimpleNamespace(
         world_size=1,
@@ -49,6 +58,7 @@ def test_files_agree_with_predictions(tested: Any, tmp_path: Path) -> None:
     report(tested, list(order.split(5)), predicted)
 
     votes = dataset.table.votes[dataset.rows]
+    assert (majority_labels(votes) != argmax_labels(votes)).any()
     rows = read_csv(tmp_path / "predictions_test.csv")
     assert list(rows[0]) == ["name", "label", "label_argmax", "in_train", *CLASSES]
     assert [row["name"] for row in rows] == dataset.table.names[dataset.rows].tolist()

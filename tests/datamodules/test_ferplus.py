@@ -160,11 +160,11 @@ def test_both_arms_see_the_same_images_with_the_same_changes(tiny_ferplus: Path,
 
 def test_reduction_is_antialiased() -> None:
     stripes = torch.zeros(1, 1, 384, 384, dtype=torch.uint8)
-    stripes[..., ::2] = 255
+    stripes[..., 1::4] = stripes[..., 2::4] = 255
     reduced = reduce_size(stripes, 96)
     assert (reduced.dtype, reduced.shape) == (torch.uint8, (1, 1, 96, 96))
     inner = reduced[..., 2:-2].float()
-    assert inner.min() >= 126  # gray; without antialiasing they would be black, white or a pattern
+    assert inner.min() >= 126  # gray; without antialiasing all would be white
     assert inner.max() <= 129
     image = torch.from_numpy(face(0)).repeat_interleave(8, 0).repeat_interleave(8, 1)[None, None]
     assert reduce_size(image, 384) is image

@@ -163,7 +163,7 @@ def test_processes_that_parse_at_once(tmp_path: Path) -> None:
     processes = [context.Process(target=_open, args=(tmp_path, barrier, results)) for _ in range(4)]
     for process in processes:
         process.start()
-    answers = [results.get(timeout=60) for _ in processes]
+    answers = [results.get(timeout=600) for _ in processes]
     for process in processes:
         process.join()
     assert [process.exitcode for process in processes] == [0] * 4

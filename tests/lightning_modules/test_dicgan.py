@@ -126,8 +126,12 @@ def test_terms_of_a_batch_and_their_weights(tiny_faces: Path, tmp_path: Path) ->
     )
 
 
-def test_both_learn_the_hourglass_does_not_and_all_is_counted_in_batches(tiny_faces: Path, tmp_path: Path) -> None:
-    watch, module = Watch(), _module()
+@pytest.mark.parametrize("perceptual", ["hourglass", "none"])
+def test_both_learn_the_hourglass_does_not_and_all_is_counted_in_batches(
+    perceptual: str, tiny_faces: Path, tmp_path: Path
+) -> None:
+    """Whether or not the hourglass is also the perceptual network, which is frozen for itself."""
+    watch, module = Watch(), _module(perceptual=perceptual)
     start, opponent = _weights(module.net), _weights(module.discriminator)
     _trainer(tmp_path, watch).fit(module, _data(tiny_faces))
     assert watch.steps == [1, 2, 3, 4, 5, 6]
