@@ -3,7 +3,7 @@
 import shutil
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -217,6 +217,9 @@ class SuperFERCLI(LightningCLI):
             share_with_children(None)
             if new:
                 shutil.rmtree(folder, ignore_errors=True)
+                with suppress(OSError):  # there are other runs
+                    folder.parent.rmdir()
+                    folder.parent.parent.rmdir()
             raise
         return trainer
 

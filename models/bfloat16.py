@@ -4,6 +4,8 @@ oneDNN's AMX kernels compute some strided convolutions of few channels (seen: 8 
 100 %, and say nothing (PyTorch 2.15); its other kernels are right.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -33,7 +35,7 @@ def check_bfloat16(network: nn.Module) -> None:
         side = 4 * max(layer.kernel_size)
         for convolve, channels in ((F.conv2d, shape[1] * layer.groups), (F.conv_transpose2d, shape[0])):
             image = torch.randn(2, channels, side, side, generator=generator).bfloat16()
-            options = {"stride": layer.stride, "padding": layer.padding, "groups": layer.groups}
+            options: dict[str, Any] = {"stride": layer.stride, "padding": layer.padding, "groups": layer.groups}
             exact = convolve(image.float(), weight.float(), **options)
             error = (convolve(image, weight, **options).float() - exact).norm() / exact.norm()
             if not error <= TOLERANCE:  # which a NaN is not, either
