@@ -129,7 +129,6 @@ class DICGANModule(GeneratorModule):
     def check_trainer(self, trainer: L.Trainer) -> None:
         """Refuse settings of the trainer, complete its strategy; called before anything starts."""
         self.optimizer.check(trainer)
-        find_unused_parameters(trainer.strategy)
         if trainer.precision == "16-mixed":  # its scaled gradients need Lightning's wrapper of both optimisers
             raise ValueError("trainer.precision is 16-mixed, with which DICGAN cannot be trained; use bf16-mixed")
         if trainer.gradient_clip_val:
@@ -138,6 +137,7 @@ class DICGANModule(GeneratorModule):
             raise ValueError(
                 "trainer.accumulate_grad_batches is not 1; DICGAN cannot accumulate, change data.batch_size"
             )
+        find_unused_parameters(trainer.strategy)
 
     def on_fit_start(self) -> None:
         if self._features[0] is not None:

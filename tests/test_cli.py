@@ -91,7 +91,7 @@ def test_metrics_of_every_epoch(finished: Path) -> None:
     for name in ("train/loss", "train/acc", "val/loss", "val/acc", "val/macro_f1", "val/ece", "val/recall_fear"):
         assert [row["epoch"] for row in rows if row[name]] == ["0", "1"], f"{name}: once per epoch"
     assert [int(row["step"]) for row in rows if row["val/acc"]] == [1, 3]
-    rates = {int(row["step"]): float(row["lr-SGD"]) for row in rows if row["lr-SGD"]}
+    rates = {int(row["step"]): float(row["lr-SGD/pg1"]) for row in rows if row["lr-SGD/pg1"]}
     assert list(rates) == [0, 1, 2, 3]
     first, third = 0.1 * 0.001 / 0.101, 0.1 * 0.5 * (1 + 0.173648178)  # cos(80 degrees)
     assert [rates[0], rates[2]] == pytest.approx([first, third], rel=1e-4)

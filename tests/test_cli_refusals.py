@@ -73,7 +73,7 @@ def test_a_reason_beside_types_that_did_not_apply_is_not_lost(
         (["--data.batch_size=7", "--trainer.devices=2", "--trainer.strategy=ddp"], "not a multiple of the 2 devices"),
         (
             ["--data.batch_size=32", "--trainer.devices=32", "--trainer.strategy=ddp"],
-            "the number of validation images is 24, expected one or more for each of 32 devices",
+            "the number of validation images is 21, expected one or more for each of 32 devices",
         ),
         (["--seed_everything=1.5"], "1.5"),
         (["--seed_everything=true"], "needed is a whole number"),
