@@ -11,7 +11,7 @@ import lightning as L
 import torch
 import yaml
 from jsonargparse import Namespace
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -20,10 +20,8 @@ import folder_upscale
 from callbacks.checkpoint_io import WholeCheckpointIO
 from callbacks.finite import FiniteGradients
 from callbacks.latest_checkpoint import LatestCheckpoint, RankState
-from callbacks.learning_rate import LearningRate
 from callbacks.log_lines import LogLines
 from callbacks.loggers import MetricsCSV, WandbMode, make_wandb_logger, quieten, wandb_mode
-from callbacks.rank_watch import RankWatch
 from callbacks.run_record import RunRecord, check_same_data
 from callbacks.test_report import TestReport
 from command_line import finishing, keep_freed_memory, refuse, take_option
@@ -43,7 +41,16 @@ from resuming import (
     newest_run,
     newest_whole,
 )
-from run_folders import find_checkpoint, find_run, held, is_child, new_run_folder, read_record, share_with_children
+from run_folders import (
+    find_checkpoint,
+    find_run,
+    held,
+    is_child,
+    new_run_folder,
+    read_record,
+    share_with_children,
+    started_processes,
+)
 
 Command = Literal["train", "test", "upscale"]
 USAGE = {
@@ -96,7 +103,7 @@ class SuperFERCLI(LightningCLI):
         self._allow_change, self._find_run = allow_change, find_run
         self._initial: dict[str, Any] = {}  # what a continued run has started from
         own: dict[Command, list[L.Callback]] = {
-            "train": [LearningRate(), RankState()],
+            "train": [RankState()],
             "test": [TestReport()],
             "upscale": [],
         }
@@ -125,7 +132,6 @@ class SuperFERCLI(LightningCLI):
         parser.add_argument("--experiment", type=str, required=True, help="Folder below runs, and group in W&B")
         parser.add_argument("--runs", type=str, default="runs", help="Folder of all run folders")
         parser.add_argument("--tags", type=list[str], default=[], help="Further tags in W&B")
-        parser.add_lightning_class_args(RankWatch, "ranks")  # the first callback: it has to hear of the end first
         parser.add_lightning_class_args(ModelCheckpoint, "best")
         best = {"enable_version_counter": False, "save_top_k": 1, "filename": "best"}
         parser.set_defaults({f"best.{name}": value for name, value in best.items()})
@@ -208,11 +214,7 @@ class SuperFERCLI(LightningCLI):
             if hasattr(self.model, "check_trainer"):
                 self.model.check_trainer(trainer)
             self._check_device(trainer)
-            size, devices = self.datamodule.batch_size, trainer.world_size
-            if size % devices:
-                raise ValueError(f"batch_size is {size}, not a multiple of the {devices} devices that share it")
-            if devices > 1 and trainer.is_global_zero:
-                print(f"batch_size {size}: {size // devices} on each of {devices} devices", flush=True)
+            self._check_devices(trainer)
         except BaseException:
             share_with_children(None)
             if new:
@@ -232,13 +234,35 @@ class SuperFERCLI(LightningCLI):
         if hasattr(self.datamodule, "check_device"):
             self.datamodule.check_device(device)
 
+    def _check_devices(self, trainer: L.Trainer) -> None:
+        """Refuses devices without a process or an image, and processes that know nothing of each other."""
+        nodes, per_node, devices = trainer.num_nodes, trainer.num_devices, trainer.world_size
+        started = (started_processes() if self.command == "train" else None) or devices
+        if {devices, started} != {nodes * per_node}:
+            raise ValueError(
+                f"{nodes} x {per_node} devices need as many processes, but the number of processes is {started}: start "
+                f"them with srun --ntasks-per-node {per_node} or torchrun --nproc-per-node {per_node}"
+            )
+        size, validated = self.datamodule.batch_size, self.datamodule.validation_images
+        if size % devices:
+            raise ValueError(f"batch_size is {size}, not a multiple of the {devices} devices that share it")
+        if self.command == "train" and validated < devices:
+            raise ValueError(
+                f"the number of validation images is {validated}, expected one or more for each of {devices} devices"
+            )
+        if devices > 1 and trainer.is_global_zero:
+            print(f"batch_size {size}: {size // devices} on each of {devices} devices", flush=True)
+
     def _trainer_in(self, folder: Path, mode: WandbMode, **kwargs: Any) -> L.Trainer:
         for name in ("best", "latest"):
             self.config_init[name].dirpath = str(folder.resolve() / "checkpoints")
+        loggers = self._loggers(folder, mode)
+        if self.command == "train" and loggers:
+            self.trainer_defaults["callbacks"].append(LearningRateMonitor(logging_interval="step"))
         return super().instantiate_trainer(
             default_root_dir=str(folder),
             plugins=[*(self.config_init.trainer.plugins or []), WholeCheckpointIO()],
-            logger=self._loggers(folder, mode),
+            logger=loggers,
             enable_progress_bar=sys.stdout.isatty() and self.config.trainer.enable_progress_bar is not False,
             **kwargs,
         )
@@ -320,7 +344,6 @@ def train(args: list[str] | None = None) -> Path:
         arguments = ["--config", str(run / "config.yaml"), *arguments]
     cli = _parse(arguments, "train", run, **more)
     folder = Path(cli.trainer.default_root_dir)
-    latest = next(callback for callback in cli.trainer.callbacks if isinstance(callback, LatestCheckpoint))  # type: ignore[attr-defined]
     with ExitStack() as around:
         if cli.trainer.is_global_zero:
             try:
@@ -331,7 +354,6 @@ def train(args: list[str] | None = None) -> Path:
             except (ValueError, OSError) as error:
                 share_with_children(None)
                 refuse(error)
-        around.enter_context(latest.listening(cli.trainer))  # a second signal must not cut off the upload
         around.enter_context(finishing(cli.trainer))
         cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=cli.checkpoint, weights_only=True)
     return folder

@@ -3,14 +3,15 @@
 import ctypes
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
 import lightning as L
 import wandb
+from lightning.pytorch.trainer.states import TrainerFn
 
-from callbacks.latest_checkpoint import EXIT_REQUEUE, PreemptedError
+from callbacks.latest_checkpoint import EXIT_REQUEUE, LatestCheckpoint, PreemptedError
 from datamodules.upscalers import UpscalerError
 from datamodules.workers import release_workers
 from run_folders import share_with_children
@@ -50,27 +51,47 @@ def take_option(args: list[str], name: str) -> tuple[str | None, list[str]]:
 
 @contextmanager
 def finishing(trainer: L.Trainer) -> Iterator[None]:
-    """Afterwards closes W&B, so that the next run of this process is another one, and says where everything is."""
+    """Closes W&B when a program's work is over, and says where everything is.
+
+    A scheduler that wants the machine back ends the work; the exit code is 75 then.
+    """
+    latest = next(callback for callback in trainer.callbacks if isinstance(callback, LatestCheckpoint))  # type: ignore[attr-defined]
     exit_code = 1
     release_workers(False)
-    try:
-        yield
-        exit_code = 0
-    except PreemptedError:
-        exit_code = EXIT_REQUEUE
+    with latest.listening(trainer):
+        try:
+            yield
+            exit_code = 0
+        except PreemptedError:
+            exit_code = EXIT_REQUEUE
+            print(f"preempted; {_how_to_go_on(trainer)}", file=sys.stderr, flush=True)
+            if wandb.run is not None:
+                wandb.run.mark_preempting()
+            raise SystemExit(EXIT_REQUEUE) from None
+        except UpscalerError as error:
+            refuse(error)
+        finally:
+            latest.interrupt_at_once()
+            with suppress(PreemptedError):  # cuts off the upload, but the exit code is decided
+                _close(trainer, exit_code)
+
+
+def _how_to_go_on(trainer: L.Trainer) -> str:
+    folder = Path(trainer.default_root_dir)
+    if trainer.state.fn is not TrainerFn.FITTING:
+        return "give the same command again"
+    if any(folder.glob("checkpoints/*.ckpt")):
+        return f"continue with --resume {folder}"
+    return "nothing was trained yet, give the same command again"
+
+
+def _close(trainer: L.Trainer, exit_code: int) -> None:
+    """Closes W&B, so that the next run of this process is another one."""
+    release_workers(True)
+    share_with_children(None)
+    if trainer.is_global_zero:
         folder = Path(trainer.default_root_dir)
-        started = any(folder.glob("checkpoints/*.ckpt"))
-        how = f"continue with --resume {folder}" if started else "nothing was trained yet, give the same command again"
-        print(f"preempted; {how}", file=sys.stderr, flush=True)
-        raise SystemExit(EXIT_REQUEUE) from None
-    except UpscalerError as error:
-        refuse(error)
-    finally:
-        release_workers(True)
-        share_with_children(None)
-        if trainer.is_global_zero:
-            wandb.finish(exit_code=exit_code)
-            folder = Path(trainer.default_root_dir)
-            print(f"run folder: {folder}")
-            if any(folder.glob("wandb/offline-run-*")):
-                print(f"to upload to W&B: wandb sync {folder}/wandb/offline-run-*", flush=True)
+        print(f"run folder: {folder}", flush=True)
+        wandb.finish(exit_code=exit_code)
+        if any(folder.glob("wandb/offline-run-*")):
+            print(f"to upload to W&B: wandb sync {folder}/wandb/offline-run-*", flush=True)

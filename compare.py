@@ -37,6 +37,7 @@ from comparison.reading import (
 )
 from datamodules.files import write_atomically
 from metrics.statistics import CONFIDENCE, RESAMPLES, Estimate
+from run_folders import status
 
 SPLIT_TITLES: dict[Split, str] = {"train": "train", "val": "validation", "test": "test"}
 SUBSET_TITLES: dict[Subset, str] = {
@@ -163,9 +164,9 @@ def _notes(arms: Arms) -> list[str]:
     if len(tested) > 1:
         notes.append(f"WARNING: different checkpoints were tested: {', '.join(sorted(tested))}.")
     notes += [
-        f"WARNING: {run.folder} has status {run.info['status']!r} in run.json."
+        f"WARNING: {run.folder} has status {found!r}, expected 'finished'."
         for run in runs
-        if run.info.get("status", "finished") != "finished"
+        if (found := status(run.folder)) != "finished"
     ]
     notes += [f"WARNING: the arms should differ only in the upscaler, but {line}." for line in config_differences(runs)]
     return notes

@@ -22,7 +22,6 @@ MAY_CHANGE = (  # without another result, or on purpose
     "data.init_args.num_workers",
     "finite",
     "latest",
-    "ranks",
     "runs",
     "tags",
     *(

@@ -112,6 +112,12 @@ def new_run_folder(root: str | Path, experiment: str, seed: int, again: bool = F
     raise FileExistsError(f"{folder}: a thousand runs of one second; is the clock standing still?")
 
 
+def started_processes() -> int | None:
+    """How many processes torchrun or srun has started; None where Lightning starts them, or there is one."""
+    name = "WORLD_SIZE" if "TORCHELASTIC_RUN_ID" in os.environ else "SLURM_STEP_NUM_TASKS"  # srun alone sets the latter
+    return int(os.environ[name]) if name in os.environ else None
+
+
 def _job() -> str | None:
     """Name of the job whose processes torchrun or srun started; None where Lightning starts them, or there is one."""
     job = os.environ.get("TORCHELASTIC_RUN_ID")
@@ -171,6 +177,27 @@ def held(folder: Path) -> Iterator[None]:
         yield
 
 
+def status(folder: Path) -> str:
+    """How a run ended, or "running"; "died" if it never said how, which its free lock shows.
+
+    Not for the process that trains the run: closing any handle of the file frees the kernel's lock.
+
+    Raises:
+        ValueError: ``run.json`` is damaged.
+    """
+    recorded = str(read_record(folder).get("status", "finished"))
+    if recorded != "running":
+        return recorded
+    try:
+        with (folder / ".lock").open() as file:
+            fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return "died"
+    except OSError:
+        return "running"  # or a file system without locks, where nobody can know
+    return "died"
+
+
 def _git(*words: str) -> str | None:
     try:
         done = subprocess.run(
@@ -183,9 +210,9 @@ def _git(*words: str) -> str | None:
 
 def software_state() -> dict[str, object]:
     """Git commit, whether files differ from it, versions of the packages and of Python; plain types."""
-    status = _git("status", "--porcelain")
+    changes = _git("status", "--porcelain")
     return {
         "git_commit": _git("rev-parse", "HEAD"),
-        "git_dirty": None if status is None else bool(status),
+        "git_dirty": None if changes is None else bool(changes),
         "versions": {name: version(name) for name in _PACKAGES} | {"python": platform.python_version()},
     }

@@ -35,7 +35,8 @@ class LatestCheckpoint(Checkpoint):
 
     On SIGTERM or SIGUSR1, to any of its processes, the training ends with ``PreemptedError`` after the next batch (of a
     gradient accumulation: the last), with a checkpoint; before the first batch and when a validation has begun, at
-    once, with the checkpoint that there is. The process that started others for its devices passes the signal on.
+    once, with the checkpoint that there is. A test ends at once. The process that started others for its devices
+    passes the signal on.
 
     Args:
         minutes: bounds the work that is lost with a killed process.
@@ -79,6 +80,10 @@ class LatestCheckpoint(Checkpoint):
             for number, handler in earlier.items():
                 signal.signal(number, handler)
 
+    def interrupt_at_once(self) -> None:
+        """Has the first signal from now on raise ``PreemptedError``: no batch will end any more."""
+        self._training = False
+
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """A run folder may have been moved; ModelCheckpoint forgets the best score if its folder has another name."""
         for best in trainer.checkpoint_callbacks:
@@ -96,6 +101,7 @@ class LatestCheckpoint(Checkpoint):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._written = time.monotonic()
         self._training = True
+        _refuse_different_places(trainer)
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -127,6 +133,9 @@ class LatestCheckpoint(Checkpoint):
             raise PreemptedError
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # Reading what is logged per epoch is a collective operation, and Lightning's progress bar does it on rank 0
+        # alone. This callback runs after all others: the ranks must read, too, before they save together.
+        _ = trainer.callback_metrics
         # A run that is to stop does so in the next epoch: this one's metrics are not logged yet.
         if trainer.max_steps == -1:
             self._write(trainer)
@@ -151,6 +160,23 @@ class LatestCheckpoint(Checkpoint):
         folder = Path(self.dirpath or trainer.default_root_dir)
         trainer.save_checkpoint(folder / "latest.ckpt", weights_only=False)
         self._written, self._written_after = time.monotonic(), batch
+
+
+def _refuse_different_places(trainer: L.Trainer) -> None:
+    """Every rank has looked for the checkpoint by itself; gradients of different weights would be averaged silently.
+
+    Raises:
+        RuntimeError: The ranks do not continue from the same batch.
+    """
+    places: list[Any] = [(trainer.current_epoch, trainer.global_step)] * trainer.world_size
+    if trainer.world_size > 1:
+        torch.distributed.all_gather_object(places, places[0])
+    if len(set(places)) > 1:
+        shown = ", ".join(f"rank {rank} epoch {epoch} step {step}" for rank, (epoch, step) in enumerate(places))
+        raise RuntimeError(
+            f"the ranks continue from different checkpoints ({shown}): the run folder must be on a file system that "
+            "all nodes share"
+        )
 
 
 def _log_ahead(trainer: L.Trainer) -> None:

@@ -38,11 +38,12 @@ class LogLines(L.Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._since = None
+        metrics = trainer.callback_metrics  # a collective operation: on every rank
         if trainer.is_global_zero:
             # What is logged per batch and per epoch appears as NAME, NAME_step and NAME_epoch.
             shown = {
                 name: float(value)
-                for name, value in sorted(trainer.callback_metrics.items())
+                for name, value in sorted(metrics.items())
                 if not name.endswith(("_step", "_epoch")) and "recall" not in name
             }
             print(f"epoch {trainer.current_epoch}: " + "  ".join(f"{k} {v:.4g}" for k, v in shown.items()), flush=True)

@@ -19,6 +19,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from datamodules.files import write_atomically
 
 PROJECT = "superfer"  # in W&B
+FINISH_TIMEOUT = 60.0  # seconds for the last upload; without network W&B would wait for ever
 WandbMode = Literal["online", "offline", "disabled"]
 # What libraries say at every start and nobody here can act on.
 HARMLESS_WARNINGS = (
@@ -154,7 +155,10 @@ def make_wandb_logger(
         offline=mode == "offline",
         id=_run_id(folder) if job_type == "train" else None,
         resume="allow" if mode == "online" else None,
-        settings=wandb.Settings(silent=mode == "offline"),  # nothing to say but where the files are; cli.py does
+        settings=wandb.Settings(
+            silent=mode == "offline",  # nothing to say but where the files are; cli.py does
+            finish_timeout=float(os.environ.get("WANDB_FINISH_TIMEOUT", FINISH_TIMEOUT)),
+        ),
     )
     logger._wandb_init.pop("anonymous", None)  # W&B warns of this argument, which nobody gave
     return logger

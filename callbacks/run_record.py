@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,12 @@ class RunRecord(SaveConfigCallback):
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         orderly = {KeyboardInterrupt: "interrupted", PreemptedError: "preempted"}
+        if type(exception) not in orderly:  # on every rank: the first line is that of the culprit
+            place = (
+                f"rank {trainer.global_rank}, epoch {trainer.current_epoch}, batch {trainer.fit_loop.total_batch_idx}"
+            )
+            words = " ".join(str(exception).split())
+            print(f"{place}: {type(exception).__name__}: {words}", file=sys.stderr, flush=True)
         with contextlib.suppress(OSError):  # on a full disk that is what is being reported
             self.end(trainer, orderly.get(type(exception), f"failed: {type(exception).__name__}"))
 

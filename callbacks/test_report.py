@@ -80,8 +80,17 @@ class TestReport(L.Callback):
         report = {"split": split, "synthetic": synthetic, "checkpoint": checkpoint, "rules": rules}
         folder = Path(trainer.default_root_dir)
         predictions = _predictions(table.names[rows], labels, in_train, probabilities)
-        write_atomically(folder / f"predictions_{split}.csv", predictions)
-        write_atomically(folder / f"metrics_{split}.json", json.dumps(report, indent=1) + "\n")
+        contents = {
+            folder / f"predictions_{split}.csv": predictions,
+            folder / f"metrics_{split}.json": json.dumps(report, indent=1) + "\n",
+        }
+        try:
+            for path, content in contents.items():
+                write_atomically(path, content)
+        except BaseException:  # a signal between the two as well: one without the other is half a result
+            for path in contents:
+                path.unlink(missing_ok=True)
+            raise
         figures = {
             f"test/{split}_{rule}_{subset}_{name}": value
             for rule, subsets in rules.items()

@@ -174,6 +174,7 @@ class FaceLandmarkDataModule(ResumableDataModule):
             raise ValueError(f"{command} needs a FERPlusDataModule, got a {type(self).__name__}")
         self.setup("fit")
         self.train_dataloader()  # refuses a batch larger than the data
+        self.validation_images = len(self.val_set) if self.val_set else 0
 
     @property
     def fingerprint(self) -> str:

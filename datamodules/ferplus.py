@@ -150,7 +150,7 @@ class FERPlusDataModule(ResumableDataModule):
         self._check_upscaler()
         if command == "train":
             kept, _ = _kept(table, self.root, "train", self.label_mode)
-            _kept(table, self.root, "val", "majority")
+            self.validation_images = len(_kept(table, self.root, "val", "majority")[0])
             if len(kept) < self.batch_size:
                 raise ValueError(f"batch_size is {self.batch_size}, more than the {len(kept)} training images")
         elif command == "test":

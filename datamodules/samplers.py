@@ -79,6 +79,7 @@ class ResumableDataModule(L.LightningDataModule):
     the state is loaded before that. Subclasses call ``resume`` on the sampler of their training loader.
     """
 
+    validation_images = 0  # known once `check` has run
     _done = (0, 0)  # epochs, and batches of the epoch after them
 
     def state_dict(self) -> dict[str, Any]:

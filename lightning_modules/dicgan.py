@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
+from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch import Tensor, nn
 
 from lightning_modules.generator import GeneratorModule, dic_losses
@@ -28,6 +29,16 @@ from models.pretrained import load_hourglass, load_light_cnn_features
 from run_folders import find_checkpoint
 
 PUBLISHED_MILESTONES = (10_000, 20_000, 40_000)
+
+
+def find_unused_parameters(strategy: Strategy) -> None:
+    """Have DDP expect parameters without gradients: each of the two backward passes leaves one network without any.
+
+    A strategy that was built has no public setting for it. False is overridden, since that is what a strategy given by
+    its class has by default, and DICGAN cannot be trained with it; `static_graph`, the other way, is left alone.
+    """
+    if isinstance(strategy, DDPStrategy) and not strategy._ddp_kwargs.get("static_graph"):
+        strategy._ddp_kwargs["find_unused_parameters"] = True
 
 
 class DICGANModule(GeneratorModule):
@@ -116,7 +127,7 @@ class DICGANModule(GeneratorModule):
         return training_length(self.trainer)
 
     def check_trainer(self, trainer: L.Trainer) -> None:
-        """Refuse settings of the trainer; called before anything starts."""
+        """Refuse settings of the trainer, complete its strategy; called before anything starts."""
         self.optimizer.check(trainer)
         if trainer.precision == "16-mixed":  # its scaled gradients need Lightning's wrapper of both optimisers
             raise ValueError("trainer.precision is 16-mixed, with which DICGAN cannot be trained; use bf16-mixed")
@@ -126,6 +137,7 @@ class DICGANModule(GeneratorModule):
             raise ValueError(
                 "trainer.accumulate_grad_batches is not 1; DICGAN cannot accumulate, change data.batch_size"
             )
+        find_unused_parameters(trainer.strategy)
 
     def on_fit_start(self) -> None:
         if self._features[0] is not None:

@@ -72,6 +72,10 @@ def test_a_reason_beside_types_that_did_not_apply_is_not_lost(
         (["--data.label_mode=multi_target"], "multi_target needs both"),
         (["--data.batch_size=1000"], "batch_size is 1000, more than the"),
         (["--data.batch_size=7", "--trainer.devices=2", "--trainer.strategy=ddp"], "not a multiple of the 2 devices"),
+        (
+            ["--data.batch_size=32", "--trainer.devices=32", "--trainer.strategy=ddp"],
+            "the number of validation images is 21, expected one or more for each of 32 devices",
+        ),
         (["--seed_everything=1.5"], "1.5"),
         (["--seed_everything=true"], "needed is a whole number"),
         (["--best.monitor=null"], "best.monitor is missing"),
@@ -89,6 +93,34 @@ def test_training(
 ) -> None:
     assert message in refused(train, classifier_args(tiny_ferplus, tmp_path / "runs", *more), capsys)
     assert not list(tmp_path.glob("runs/*/*")), "a run folder was left"
+
+
+SLURM = {"NTASKS": "1", "JOB_ID": "4711", "PROCID": "0", "LOCALID": "0", "NODEID": "0", "JOB_NAME": "train"}
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "job", "WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "GROUP_RANK": "0"}
+
+
+@pytest.mark.parametrize(
+    ("variables", "devices", "message"),
+    [
+        ({f"SLURM_{name}": value for name, value in SLURM.items()}, 2, "1 x 2 devices need as many processes"),
+        (TORCHRUN, 1, "1 x 1 devices need as many processes, but the number of processes is 2"),
+    ],
+    ids=["slurm without srun", "torchrun"],
+)
+def test_devices_without_processes(
+    variables: dict[str, str],
+    devices: int,
+    message: str,
+    tiny_ferplus: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    more = [f"--trainer.devices={devices}", f"--trainer.strategy={'ddp' if devices > 1 else 'auto'}"]
+    assert message in refused(train, classifier_args(tiny_ferplus, tmp_path / "runs", *more), capsys)
+    assert not list(tmp_path.glob("runs/*/*/*")), "something was written"
 
 
 def test_experiment_is_required(capsys: pytest.CaptureFixture[str]) -> None:

@@ -307,6 +307,14 @@ def test_settings_that_differ_between_the_arms_are_pointed_out(pair: tuple[Path,
     assert f"model.depth is 18 in {pair[0]}, 34 in {pair[1]}" in warning
 
 
+def test_a_run_that_was_killed_is_called_dead(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    record = json.loads((pair[1] / "run.json").read_text())
+    (pair[1] / "run.json").write_text(json.dumps(record | {"status": "running"}))
+    assert run_compare(tmp_path / "out", *pair) == 0
+    (warning,) = [note for note in report_of(tmp_path / "out")["notes"] if "WARNING" in note]
+    assert warning == f"WARNING: {pair[1]} has status 'died', expected 'finished'."
+
+
 def test_no_faces_leaves_figure1_out_and_removes_an_older_one(
     pair: tuple[Path, Path], tmp_path: Path, faces: list[Any]
 ) -> None:

@@ -3,8 +3,10 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,20 @@ from cli import test as run_test
 from cli import train
 from datamodules.ferplus_labels import CLASSES
 from models.checkpoints import read_checkpoint
+from run_folders import status
+from tests import torture
 from tests.test_exact_resume import KilledError, stop_after
-from tests.tiny_runs import REPOSITORY, classifier_args, config, generator_options, read_csv, write_generator
+from tests.test_torchrun import free_port
+from tests.tiny_runs import (
+    REPOSITORY,
+    as_shipped,
+    classifier_args,
+    classifier_options,
+    config,
+    generator_options,
+    read_csv,
+    write_generator,
+)
 
 TWO = ["--trainer.devices=2", "--trainer.strategy=ddp"]
 LONGER = ["--trainer.limit_train_batches=1.0", "--trainer.max_epochs=3"]
@@ -59,6 +73,78 @@ def test_training(trained: Path) -> None:
     assert [int(row["step"]) for row in rows if row["train/loss"]] == [(n + 1) * per_epoch - 1 for n in range(3)]
 
 
+@pytest.mark.parametrize(
+    ("name", "more", "validated"),
+    [
+        ("generator/dic_small", ["--trainer.check_val_every_n_epoch=2"], ["1"]),
+        ("generator/dicgan_small", [], ["1"]),
+        ("classifier/bilinear", ["--trainer.val_check_interval=0.5", "--trainer.sync_batchnorm=false"], [*"0011"]),
+        pytest.param("generator/hourglass_small", [], [], marks=pytest.mark.slow),
+    ],
+)
+def test_shipped_schedule_and_strategy(
+    name: str, more: list[str], validated: list[str], tiny_ferplus: Path, tiny_faces: Path, tmp_path: Path
+) -> None:
+    """An epoch that no validation ends must end on all processes; (SyncBatchNorm is for GPUs only)."""
+    kind, _, stage = name.removesuffix("_small").partition("/")
+    options = classifier_options(tiny_ferplus) if kind == "classifier" else generator_options(tiny_faces, stage)
+    small = [*as_shipped(options), "--trainer.max_epochs=2", "--trainer.devices=2", f"--runs={tmp_path}"]
+    start("train.py", [*config(name, "hardware/ddp"), *small, *more])
+    (run,) = tmp_path.glob("*/*")
+    assert json.loads((run / "run.json").read_text())["status"] == "finished"
+    measure = {"hourglass": "val/nme_interocular", "bilinear": "val/acc"}.get(stage, "val/psnr_y")
+    rows = read_csv(run / "metrics.csv")
+    assert [row["epoch"] for row in rows if row.get(measure)] == validated
+    assert read_checkpoint(run / "checkpoints" / "latest.ckpt")["global_step"] == 4
+
+
+def test_a_hanging_rank_prints_its_stacks_and_its_death_ends_the_job(tiny_ferplus: Path, tmp_path: Path) -> None:
+    log, more = tmp_path / "log.txt", ["--trainer.max_epochs=2", "--trainer.callbacks+=tests.tiny_runs.HangingRank"]
+    process = torture.start("train.py", classifier_args(tiny_ferplus, tmp_path / "runs", *TWO, *more), log)
+    try:
+        patience = time.monotonic() + 120
+        while not list((tmp_path / "runs").glob("*/*/checkpoints/latest.ckpt")):
+            assert process.poll() is None and time.monotonic() < patience, log.read_text()[-3000:]
+            time.sleep(0.1)
+        time.sleep(1)  # the first epoch is saved; into the second
+        listed = subprocess.run(["pgrep", "-P", str(process.pid), "-f", "train.py"], capture_output=True, text=True)
+        (child,) = map(int, listed.stdout.split())
+        os.kill(child, signal.SIGUSR2)
+        while "in on_train_batch_start" not in log.read_text():
+            assert time.monotonic() < patience, log.read_text()[-3000:]
+            time.sleep(0.1)
+        os.kill(child, signal.SIGKILL)
+        assert process.wait(timeout=60) != 0
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    found = status(torture.only_run(tmp_path / "runs"))
+    assert found == "died" or found.startswith("failed: "), "of two processes that end each other either may be faster"
+
+
+@pytest.mark.slow
+def test_ranks_that_continue_from_different_checkpoints(tiny_ferplus: Path, tmp_path: Path) -> None:
+    """Two nodes without a shared file system, of which one has a run to continue."""
+    args = classifier_args(tiny_ferplus, tmp_path / "0")
+    train(args)
+    args += ["--trainer.max_epochs=3", "--trainer.strategy=ddp", "--trainer.num_nodes=2", "--resume=auto"]
+    job = {"TORCHELASTIC_RUN_ID": "job", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    job |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "GLOO_SOCKET_IFNAME": "lo"}
+    nodes = [
+        subprocess.Popen(
+            [sys.executable, str(REPOSITORY / "train.py"), *args, f"--runs={tmp_path / rank}"],
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | job | {"RANK": rank, "GROUP_RANK": rank, "OMP_NUM_THREADS": "1"},
+        )
+        for rank in "01"
+    ]
+    said = [node.communicate(timeout=120)[1] for node in nodes]
+    for node, words in zip(nodes, said, strict=True):
+        assert node.returncode == 1
+        assert "continue from different checkpoints (rank 0 epoch 1 step 2, rank 1 epoch 0 step 0)" in words
+
+
 def test_testing(trained: Path) -> None:
     start("test.py", ["--ckpt_path", str(trained), "--split", "val", *TWO])
     names = ("predictions_val.csv", "metrics_val.json")
@@ -85,14 +171,11 @@ def test_testing(trained: Path) -> None:
 @pytest.mark.parametrize("stage", ["hourglass", "dic", "dicgan"])
 def test_generators(stage: str, tiny_faces: Path, tmp_path: Path) -> None:
     """Both halves of a batch on their own processes: the mean of the gradients, and thus the weights, are the same."""
-    strategy = "ddp_find_unused_parameters_true" if stage == "dicgan" else "ddp"
     arguments = [*config(f"generator/{stage}_small"), *generator_options(tiny_faces, stage)]
     arguments += ["--trainer.limit_train_batches=3", "--trainer.log_every_n_steps=1"]
     if stage == "dic":
         arguments += ["--model.freeze_hourglass=1"]
-    start(
-        "train.py", [*arguments, f"--runs={tmp_path / 'two'}", "--trainer.devices=2", f"--trainer.strategy={strategy}"]
-    )
+    start("train.py", [*arguments, f"--runs={tmp_path / 'two'}", *TWO])
     start("train.py", [*arguments, f"--runs={tmp_path / 'one'}"])
     two, one = (next((tmp_path / name).glob("*/*")) for name in ("two", "one"))
     saved = [read_checkpoint(run / "checkpoints" / "latest.ckpt") for run in (two, one)]

@@ -13,13 +13,17 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+import wandb
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from callbacks.checkpoint_io import WholeCheckpointIO
 from callbacks.latest_checkpoint import LatestCheckpoint
 from callbacks.log_lines import LogLines
+from callbacks.test_report import TestReport
+from cli import test as run_test
 from cli import train
 from datamodules.ferplus import FERPlusDataModule
+from datamodules.files import write_atomically
 from lightning_modules.classifier import EmotionClassifier
 from models.checkpoints import CheckpointError, read_checkpoint
 from resuming import changed_settings, forget_beyond, newest_whole
@@ -270,7 +274,7 @@ def test_preempted_run_saves_asks_to_be_started_again_and_goes_on(
     if place == "accumulation":
         arguments += ["--trainer.accumulate_grad_batches=2"]
     whole = train(classifier_args(tiny_ferplus, tmp_path / "whole", *arguments))
-    before = signal.getsignal(number)
+    before, told = signal.getsignal(number), []
 
     def tell(callback: LogLines, trainer: L.Trainer, *_: object) -> None:
         if trainer.fit_loop.total_batch_idx == 5 or (place == "validation" and trainer.current_epoch == 1):
@@ -281,11 +285,13 @@ def test_preempted_run_saves_asks_to_be_started_again_and_goes_on(
     hook = "on_validation_batch_end" if place == "validation" else "on_train_batch_end"
     with monkeypatch.context() as patched:
         patched.setattr(LogLines, hook, tell, raising=False)
+        patched.setattr(wandb.Run, "mark_preempting", lambda run: told.append(run.id))
         with pytest.raises(SystemExit) as stopped:
             train(classifier_args(tiny_ferplus, tmp_path / "stopped", *arguments))
     assert stopped.value.code == 75 and signal.getsignal(number) == before
     (run,) = (tmp_path / "stopped").glob("*/*")
-    assert json.loads((run / "run.json").read_text())["status"] == "preempted"
+    record = json.loads((run / "run.json").read_text())
+    assert record["status"] == "preempted" and told == [record["wandb_id"]]
     if place == "training":
         assert read_checkpoint(run / "checkpoints" / "latest.ckpt")["global_step"] == 6
     train(["--resume", str(run)])
@@ -301,6 +307,31 @@ def test_preempted_before_the_first_batch(tiny_ferplus: Path, tmp_path: Path, mo
     assert stopped.value.code == 75
     (run,) = tmp_path.glob("*/*")
     assert json.loads((run / "run.json").read_text())["status"] == "preempted"
+
+
+@pytest.mark.parametrize("place", ["during the batches", "between the two files"])
+def test_preempted_test_leaves_no_result(
+    place: str, tiny_ferplus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = train(classifier_args(tiny_ferplus, tmp_path))
+
+    def write(path: Path, content: str) -> None:
+        if path.suffix == ".json":
+            signal.raise_signal(signal.SIGTERM)
+        write_atomically(path, content)
+
+    with monkeypatch.context() as patched:
+        if place == "during the batches":
+            patched.setattr(TestReport, "on_test_batch_end", lambda *_: signal.raise_signal(signal.SIGTERM))
+        else:
+            patched.setattr("callbacks.test_report.write_atomically", write)
+        with pytest.raises(SystemExit) as stopped:
+            run_test(["--ckpt_path", str(run)])
+    assert stopped.value.code == 75 and "preempted; give the same command again" in capsys.readouterr().err
+    assert not (run / "metrics_test.json").exists() and not (run / "predictions_test.csv").exists()
+    assert json.loads((run / "run.json").read_text())["status"] == "finished", "the training"
+    run_test(["--ckpt_path", str(run)])
+    assert (run / "metrics_test.json").exists() and (run / "predictions_test.csv").exists()
 
 
 def test_other_settings_are_refused_unless_allowed(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from run_folders import find_checkpoint, find_run, held, new_run_folder, share_with_children, software_state
+from run_folders import find_checkpoint, find_run, held, new_run_folder, share_with_children, software_state, status
 
 
 @pytest.fixture(autouse=True)
@@ -45,8 +45,13 @@ def test_one_process_at_a_time_trains_in_a_folder_and_a_killed_one_leaves_no_loc
         assert other.stdout is not None and other.stdout.readline() == b"held\n"
         with pytest.raises(ValueError, match=rf"trained by process {other.pid} on .*; wait for it"), held(tmp_path):
             pass
+        (tmp_path / "run.json").write_text('{"status": "running"}')
+        assert status(tmp_path) == "running"
         other.kill()
         other.wait()
+    assert status(tmp_path) == "died"
+    (tmp_path / "run.json").write_text('{"status": "preempted"}')
+    assert status(tmp_path) == "preempted"
     with held(tmp_path):
         assert str(os.getpid()) in (tmp_path / ".lock").read_text()
 

@@ -51,7 +51,7 @@ def test_every_run_is_drawn_where_it_has_values(run: Path) -> None:
 def test_a_figure_is_written_or_one_line_says_why_not(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = main([str(run), "--out", str(run / "curves.png")])
     assert out.read_bytes().startswith(b"\x89PNG")
-    for content in ("epoch,step,lr\n0,x,1\n", "epoch,step,lr\n0,5,1\n"):  # damaged; nothing to draw
+    for content in ("epoch,step,lr-Adam\n0,x,1\n", "epoch,step,lr-Adam\n0,5,1\n"):  # damaged; nothing to draw
         (run / "metrics.csv").write_text(content)
         with pytest.raises(SystemExit, match="2"):
             main([str(run), "--out", str(run / "other.png")])

@@ -45,7 +45,7 @@ def test_rate_of_an_epoch_that_is_continued_counts_from_where_it_goes_on(
 def test_pause_between_epochs_does_not_count(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
     lines = LogLines(every=10)
     batches(lines, 0, 5, clock, 0.5)
-    lines.on_train_epoch_end(SimpleNamespace(is_global_zero=False), None)
+    lines.on_train_epoch_end(SimpleNamespace(is_global_zero=False, callback_metrics={}), None)
     clock[0] += 60  # validation
     batches(lines, 0, 10, clock, 0.5)
     assert capsys.readouterr().out == "epoch 3, batch 10/20, 2.00 batches/s\n"

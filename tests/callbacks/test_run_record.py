@@ -24,6 +24,7 @@ def test_status(
     tiny_ferplus: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     seen: list[str] = []
 
@@ -40,4 +41,5 @@ def test_status(
     record = json.loads((run / "run.json").read_text())
     assert seen == ["running", record["wandb_id"]] and record["wandb_id"], "the id is on the disk when training starts"
     assert record["status"] == status and record["ended"] >= record["started"]
+    assert ("rank 0, epoch 0, batch 0: ArithmeticError: loss" in capsys.readouterr().err) == (status != "interrupted")
     assert (run / "config.yaml").is_file()

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, l1_loss, mse_loss
 
 from callbacks.weight_average import WeightAverage
 from datamodules.faces import FaceLandmarkDataModule
-from lightning_modules.dicgan import DICGANModule
+from lightning_modules.dicgan import DICGANModule, find_unused_parameters
 from lightning_modules.generator import dic_losses
 from lightning_modules.schedules import Adam
 from models.adversarial import GANLoss, discriminator_loss, generator_loss
@@ -234,3 +235,18 @@ def test_impossible_settings_are_refused(tiny_faces: Path, tmp_path: Path) -> No
     other = FaceLandmarkDataModule(str(tiny_faces), str(tiny_faces), hr_size=128)
     with pytest.raises(ValueError, match=r"discriminator is for images of 64 px, data\.hr_size is 128"):
         _module().check_data(other)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "expected"),
+    [
+        (DDPStrategy(), True),
+        (DDPStrategy(find_unused_parameters=False), True),
+        (DDPStrategy(static_graph=True), None),
+        (SingleDeviceStrategy(), None),
+    ],
+)
+def test_ddp_expects_parameters_without_gradients(strategy: Strategy, expected: bool | None) -> None:
+    """Its settings are private in Lightning; whether they still do what they say, test_ddp.py tries."""
+    find_unused_parameters(strategy)
+    assert getattr(strategy, "_ddp_kwargs", {}).get("find_unused_parameters") == expected
