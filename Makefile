@@ -5,12 +5,12 @@ PY := $(VENV)/bin/python
 .PHONY: demo test torture lint install install-dev clean-demo
 .DELETE_ON_ERROR:
 
-$(VENV)/.installed: requirements.txt
+$(VENV)/.installed: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' || \
 		(echo "Python 3.11 or 3.12 is needed, $(PYTHON) is another: make PYTHON=python3.12" >&2; exit 1)
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --upgrade pip
-	$(VENV)/bin/pip install --quiet -r requirements.txt
+	$(VENV)/bin/pip install --quiet --editable .
 	touch $@
 
 $(VENV)/.installed-dev: requirements.txt requirements-dev.txt $(VENV)/.installed
@@ -23,13 +23,14 @@ install-dev: $(VENV)/.installed-dev
 lint: install-dev
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
+	$(VENV)/bin/lint-imports --no-logo
 	$(VENV)/bin/mypy
 
 test: lint
 	OMP_NUM_THREADS=1 NO_ALBUMENTATIONS_UPDATE=1 WANDB_MODE=offline $(PY) -m pytest -n 2 --dist loadfile
 
 demo: install
-	$(PY) demo.py
+	$(PY) superfer.py demo
 
 clean-demo:
 	rm -rf demo/

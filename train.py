@@ -1,9 +1,17 @@
+"""Train what the configurations describe, or resume a run; the same as `superfer train`.
+
+    python train.py --config configs/classifier/bilinear.yaml
+    python train.py --resume RUN
+
+Read next: `commands/train.py`, then `run_state/__init__.py` for how a run goes on.
+"""
+
 import faulthandler
 import signal
 
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from cli import train
+from commands.train import train
 
 if __name__ == "__main__":
     faulthandler.register(signal.SIGUSR2, all_threads=True)  # kill -USR2 PID prints where a rank hangs

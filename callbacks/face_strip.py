@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from datamodules.faces import FaceDataset
+from datamodules.faces.batches import FaceDataset
 
 HEADER = 12  # pixels above each panel, for its name
 FOUND_COLOUR, TRUE_COLOUR = (255, 40, 40), (40, 220, 40)

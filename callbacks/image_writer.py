@@ -15,9 +15,9 @@ from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from datamodules.files import write_atomically
 from lightning_modules.enlarger import Enlarged
 from models.heatmaps import enlarge_heatmaps
+from storage.atomic import write_atomically
 
 GENERATOR_KEY, SOURCE_KEY = "superfer_generator", "superfer_source"  # text chunks of the PNG
 HEAT_COLOUR, LANDMARK_COLOUR = (255, 210, 0), (255, 40, 40)

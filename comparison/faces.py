@@ -8,7 +8,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from comparison.reading import Split
-from datamodules.ferplus import FERPlusDataModule
+from datamodules.ferplus.datamodule import FERPlusDataModule
 
 
 def arm_images(config: Path, split: Split, names: list[str]) -> np.ndarray:

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from comparison.measures import Arms
 from comparison.reading import ComparisonError, Predictions, Rule, Run, Split
-from datamodules.ferplus_labels import CLASSES
+from datamodules.labels import CLASSES
 
 SPLIT_TITLES: dict[Split, str] = {"train": "training", "val": "validation", "test": "test"}
 ARM_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from comparison.reading import SPLITS, SUBSETS, Rule, Run, Split, Subset
-from metrics.statistics import (
+from comparison.statistics import (
     Estimate,
     mcnemar_exact,
     mean_t_interval,

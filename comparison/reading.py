@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 import yaml
 
-from datamodules.ferplus_labels import CLASSES
+from datamodules.labels import CLASSES
 
 Split = Literal["train", "val", "test"]
 Rule = Literal["majority", "argmax"]
@@ -133,7 +133,7 @@ def _read_run(folder: Path) -> Run:
         if any(path.exists() for path in pair):
             tested[split] = _read_split(*pair, split)
     if not tested:
-        command = f"python test.py --ckpt_path {folder} --split test"
+        command = f"superfer test --ckpt_path {folder} --split test"
         raise ComparisonError(f"{folder} has no metrics_SPLIT.json: it was not tested; run `{command}` first")
     config = _read_mapping(folder / "config.yaml")
     return Run(folder, info, config, _read_curves(folder / "metrics.csv"), tested)

@@ -23,7 +23,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules.face_files import has_deep_colours
+from datamodules.faces.cropping import has_deep_colours
 from models.dic import SIDE_MULTIPLE
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".webp", ".tif", ".tiff")

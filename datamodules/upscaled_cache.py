@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from datamodules.files import remove_leftovers, write_atomically
+from storage.atomic import remove_leftovers, write_atomically
 
 BLOCK = 128  # images in a block: 18 MiB of gray 384x384, about ten seconds of a small generator on two cores
 

@@ -19,7 +19,7 @@ from models.bfloat16 import check_bfloat16
 from models.dic import DIC, SCALE
 from models.pretrained import load_generator
 from models.resampling import round_levels
-from run_folders import find_checkpoint
+from run_state.folder import find_checkpoint
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 # Mean gray levels between bfloat16 and float32: good generators have 0.04, one on wrong kernels 0.6.

@@ -22,36 +22,12 @@ from torchmetrics.classification import (
     MulticlassRecall,
 )
 
-from datamodules.ferplus_labels import CLASSES
-from lightning_modules.schedules import training_length, warmup_then
+from datamodules.labels import CLASSES
+from lightning_modules.optimization import training_length, warmup_then
+from models.losses import multi_target_loss, soft_cross_entropy
 from models.resnet import resnet
 
 NUM_CLASSES = len(CLASSES)
-
-
-def soft_cross_entropy(logits: Tensor, targets: Tensor, weight: Tensor | None = None, smoothing: float = 0.0) -> Tensor:
-    """Mean of -sum_k w_k t_k log p_k, the targets mixed with the uniform distribution by ``smoothing``.
-
-    Args:
-        logits: B,8.
-        targets: B,8; rows are normalised to sum 1.
-        weight: 8 class weights, or None.
-        smoothing: 0 to 1.
-    """
-    targets = targets / targets.sum(dim=1, keepdim=True)
-    targets = (1 - smoothing) * targets + smoothing / targets.shape[1]
-    terms = -targets * F.log_softmax(logits, dim=1)
-    return (terms if weight is None else terms * weight).sum(dim=1).mean()
-
-
-def multi_target_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean of -log max_k t_k p_k: any one of the accepted classes will do (Barsoum et al., eq. 2).
-
-    Args:
-        logits: B,8.
-        targets: B,8; 1 for accepted classes, 0.001 for others.
-    """
-    return -(targets.log() + F.log_softmax(logits, dim=1)).amax(dim=1).mean()
 
 
 class EmotionClassifier(L.LightningModule):
@@ -198,7 +174,7 @@ class EmotionClassifier(L.LightningModule):
         self.val_recall.reset()
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        """Returns what ``callbacks.test_report.TestReport`` collects: ``index`` B and ``probability`` B,8."""
+        """Returns what ``callbacks.prediction_report.TestReport`` collects: ``index`` B and ``probability`` B,8."""
         return {"index": batch["index"], "probability": self.probabilities(batch["image"])}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

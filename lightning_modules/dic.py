@@ -15,11 +15,12 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_modules.generator import GeneratorModule, dic_losses
-from lightning_modules.schedules import Adam, training_length
+from lightning_modules.generator import GeneratorModule
+from lightning_modules.optimization import Adam, training_length
 from models.dic import DIC
+from models.losses import dic_losses
 from models.pretrained import replace_hourglass
-from run_folders import find_checkpoint
+from run_state.folder import find_checkpoint
 
 
 class DICModule(GeneratorModule):
@@ -40,7 +41,7 @@ class DICModule(GeneratorModule):
 
     Raises:
         ValueError: an argument is out of its range, or `onecycle` has no known length.
-        FileNotFoundError, models.checkpoints.CheckpointError: weights cannot be used.
+        FileNotFoundError, storage.checkpoints.CheckpointError: weights cannot be used.
     """
 
     def __init__(

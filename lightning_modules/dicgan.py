@@ -19,14 +19,21 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch import Tensor, nn
 
-from lightning_modules.generator import GeneratorModule, dic_losses
-from lightning_modules.schedules import Adam, training_length
-from models.adversarial import GANLoss, discriminator_loss, generator_loss
+from lightning_modules.generator import GeneratorModule
+from lightning_modules.optimization import Adam, training_length
 from models.dic import DIC
 from models.light_cnn import LightCNN
-from models.perceptual import HourglassFeatures, VGG19Features, perceptual_loss
+from models.losses import (
+    GANLoss,
+    HourglassFeatures,
+    VGG19Features,
+    dic_losses,
+    discriminator_loss,
+    generator_loss,
+    perceptual_loss,
+)
 from models.pretrained import load_hourglass, load_light_cnn_features
-from run_folders import find_checkpoint
+from run_state.folder import find_checkpoint
 
 PUBLISHED_MILESTONES = (10_000, 20_000, 40_000)
 
@@ -64,7 +71,7 @@ class DICGANModule(GeneratorModule):
 
     Raises:
         ValueError: an argument is out of its range, or `onecycle` has no known length.
-        FileNotFoundError, models.checkpoints.CheckpointError: weights cannot be used.
+        FileNotFoundError, storage.checkpoints.CheckpointError: weights cannot be used.
     """
 
     not_averaged = ("discriminator.",)

@@ -9,7 +9,6 @@ from typing import Any
 import lightning as L
 import torch
 from torch import Tensor
-from torch.nn.functional import l1_loss, mse_loss
 from torchmetrics import Metric, MetricCollection
 
 from metrics.image_quality import psnr_rgb, psnr_y, ssim_rgb, ssim_y
@@ -19,29 +18,7 @@ from models.dic import DIC, denormalise, normalise
 from models.heatmaps import HEATMAP_STRIDE, heatmaps_to_landmarks
 from models.pretrained import start_from
 from models.resampling import resize_bicubic, to_uint8
-from run_folders import find_checkpoint
-
-
-def dic_losses(
-    images: list[Tensor], heatmaps: list[Tensor], target: Tensor, target_heatmaps: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Pixel loss (L1) and heatmap loss (MSE), each summed over the steps (Ma et al., section 3.4).
-
-    The authors' GAN stage adds the pixel loss of the last step T times instead. That is not followed: the paper's
-    formula, and their own first stage, take every step once.
-
-    Args:
-        images: T images B,3,H,W, mean-subtracted.
-        heatmaps: T heatmaps B,K,H/4,H/4.
-        target: HR faces B,3,H,W, mean-subtracted.
-        target_heatmaps: B,K,H/4,H/4.
-
-    Returns:
-        Two float32 scalars, without weights.
-    """
-    pixel = torch.stack([l1_loss(image.float(), target) for image in images]).sum()
-    heatmap = torch.stack([mse_loss(maps.float(), target_heatmaps) for maps in heatmaps]).sum()
-    return pixel, heatmap
+from run_state.folder import find_checkpoint
 
 
 def over_ranks(terms: dict[str, Tensor]) -> dict[str, Tensor]:

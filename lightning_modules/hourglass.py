@@ -20,7 +20,7 @@ from torch.nn.functional import mse_loss
 from torchmetrics import MeanMetric
 
 from lightning_modules.generator import LANDMARK_METRICS, LandmarkErrors, check_faces, decode, over_ranks
-from lightning_modules.schedules import Adam, check_end, training_length
+from lightning_modules.optimization import Adam, check_end, training_length
 from models.dic import normalise
 from models.heatmaps import HEATMAP_STRIDE, enlarge_heatmaps, landmarks_to_heatmaps
 from models.hourglass import FeedbackHourglass

@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.checkpoints import read_checkpoint
 from models.hourglass import FeedbackHourglass
 from models.loading import DIC_KIND, build_strictly, dic_sizes, network_weights
+from storage.checkpoints import read_checkpoint
 
 SCALE = 8
 SIDE_MULTIPLE = 8  # the hourglass halves the 2h x 2w grid four times
@@ -210,7 +210,7 @@ class DIC(nn.Module):
 
         Args:
             path: a state dict, or a dictionary that holds one as `netG` (DICGAN), `state_dict` (DIC) or `model`; with
-                or without `module.` in front of the keys. Never executed: see `models.checkpoints`.
+                or without `module.` in front of the keys. Never executed: see `storage.checkpoints`.
             num_steps: T; the weights do not tell it. The authors use 4.
 
         Returns:
@@ -218,7 +218,7 @@ class DIC(nn.Module):
 
         Raises:
             FileNotFoundError: if there is no such file.
-            models.checkpoints.CheckpointError: if the file is unsafe or damaged, or keys are missing or left over.
+            storage.checkpoints.CheckpointError: if the file is unsafe or damaged, or keys are missing or left over.
         """
         weights = network_weights(read_checkpoint(path), path, DIC_KIND)
         return build_strictly(cls, dic_sizes(weights, path) | {"num_steps": num_steps}, weights, path)

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from models.checkpoints import CheckpointError
+from storage.checkpoints import CheckpointError
 
 WEIGHT_KEYS = ("netG", "state_dict", "model")  # where published checkpoints keep the network, first match wins
 OWN_PREFIX = "net."  # what a LightningModule of this project calls its network
@@ -39,7 +39,7 @@ def network_weights(checkpoint: Mapping[str, object], path: str | Path, *kinds: 
     """Find a network's weights in a checkpoint.
 
     Args:
-        checkpoint: from `models.checkpoints.read_checkpoint`.
+        checkpoint: from `storage.checkpoints.read_checkpoint`.
         path: where it came from, for errors.
         kinds: what network is needed; any of these.
 

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from models.checkpoints import read_checkpoint
 from models.dic import DIC
 from models.hourglass import FeedbackHourglass
 from models.light_cnn import LightCNNFeatures
@@ -18,6 +17,7 @@ from models.loading import (
     load_strictly,
     network_weights,
 )
+from storage.checkpoints import read_checkpoint
 
 
 def load_generator(path: str | Path) -> DIC:
@@ -31,7 +31,7 @@ def load_generator(path: str | Path) -> DIC:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        models.checkpoints.CheckpointError: if the file is unsafe or damaged, or is not a DIC.
+        storage.checkpoints.CheckpointError: if the file is unsafe or damaged, or is not a DIC.
     """
     checkpoint = read_checkpoint(path)
     weights = network_weights(checkpoint, path, DIC_KIND)
@@ -49,7 +49,7 @@ def start_from(net: DIC, path: str | Path, hourglass_will_do: bool = True) -> No
 
     Raises:
         FileNotFoundError: if there is no such file.
-        models.checkpoints.CheckpointError: if the file is unsafe or damaged, or its network is another or does not fit.
+        storage.checkpoints.CheckpointError: if the file is unsafe or damaged, or holds another network.
     """
     kinds = (DIC_KIND, HOURGLASS_KIND) if hourglass_will_do else (DIC_KIND,)
     weights = network_weights(read_checkpoint(path), path, *kinds)
@@ -61,7 +61,7 @@ def replace_hourglass(net: DIC, path: str | Path) -> None:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        models.checkpoints.CheckpointError: if the file is unsafe or damaged, or holds another network.
+        storage.checkpoints.CheckpointError: if the file is unsafe or damaged, or holds another network.
     """
     load_strictly(net.HG, network_weights(read_checkpoint(path), path, HOURGLASS_KIND), path)
 
@@ -74,7 +74,7 @@ def load_hourglass(path: str | Path) -> FeedbackHourglass:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        models.checkpoints.CheckpointError: if the file is unsafe or damaged, or is not a feedback hourglass.
+        storage.checkpoints.CheckpointError: if the file is unsafe or damaged, or is not a feedback hourglass.
     """
     weights = network_weights(read_checkpoint(path), path, HOURGLASS_KIND)
     return build_strictly(FeedbackHourglass, hourglass_sizes(weights, path), weights, path).eval()
@@ -88,7 +88,7 @@ def load_light_cnn_features(path: str | Path) -> LightCNNFeatures:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        models.checkpoints.CheckpointError: if the file is unsafe or damaged, or holds another network.
+        storage.checkpoints.CheckpointError: if the file is unsafe or damaged, or holds another network.
     """
     weights = network_weights(read_checkpoint(path), path, FEATURES_KIND, DISCRIMINATOR_KIND)
     features = {key: value for key, value in weights.items() if key.startswith("features.")}

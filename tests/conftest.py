@@ -29,7 +29,7 @@ import pytest
 import torch
 from hypothesis.configuration import set_hypothesis_home_dir
 
-from datamodules.synthetic import write_faces, write_ferplus
+from datamodules.synthetic.writing import write_faces, write_ferplus
 
 set_hypothesis_home_dir(TEMPORARY)
 torch.set_num_threads(1)  # results differ in the last bits with the number of threads

@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from cli import train
+from commands.train import train
 from models.dic import DIC
 from tests.tiny_runs import NETWORK, REPOSITORY, classifier_options, generator_options
 

@@ -15,12 +15,12 @@ import pytest
 import torch
 from torchmetrics.classification import MulticlassAccuracy
 
-from callbacks.latest_checkpoint import _added
-from cli import test as run_test
-from cli import train
-from datamodules.ferplus_labels import CLASSES
-from models.checkpoints import read_checkpoint
-from run_folders import status
+from commands.test import test as run_test
+from commands.train import train
+from datamodules.labels import CLASSES
+from run_state.folder import status
+from run_state.process_state import _added
+from storage.checkpoints import read_checkpoint
 from tests import torture
 from tests.test_exact_resume import KilledError, stop_after
 from tests.test_torchrun import free_port
@@ -43,7 +43,7 @@ GENTLE = ["--model.optimizer=adamw", "--model.learning_rate=0.001"]
 def start(program: str, args: list[str]) -> str:
     """Runs a program of the project in processes of its own; returns what it printed."""
     done = subprocess.run(
-        [sys.executable, str(REPOSITORY / program), *args],
+        [sys.executable, str(REPOSITORY / "superfer.py"), program, *args],
         capture_output=True,
         text=True,
         timeout=600,
@@ -57,7 +57,7 @@ def start(program: str, args: list[str]) -> str:
 def trained(tiny_ferplus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two processes."""
     runs = tmp_path_factory.mktemp("runs")
-    printed = start("train.py", classifier_args(tiny_ferplus, runs, *TWO, *LONGER, *GENTLE))
+    printed = start("train", classifier_args(tiny_ferplus, runs, *TWO, *LONGER, *GENTLE))
     (run,) = runs.glob("*/*")
     (run / "printed.txt").write_text(printed)
     return run
@@ -89,7 +89,7 @@ def test_shipped_schedule_and_strategy(
     kind, _, stage = name.removesuffix("_small").partition("/")
     options = classifier_options(tiny_ferplus) if kind == "classifier" else generator_options(tiny_faces, stage)
     small = [*as_shipped(options), "--trainer.max_epochs=2", "--trainer.devices=2", f"--runs={tmp_path}"]
-    start("train.py", [*config(name, "hardware/ddp"), *small, *more])
+    start("train", [*config(name, "hardware/ddp"), *small, *more])
     (run,) = tmp_path.glob("*/*")
     assert json.loads((run / "run.json").read_text())["status"] == "finished"
     measure = {"hourglass": "val/nme_interocular", "bilinear": "val/acc"}.get(stage, "val/psnr_y")
@@ -100,14 +100,14 @@ def test_shipped_schedule_and_strategy(
 
 def test_a_hanging_rank_prints_its_stacks_and_its_death_ends_the_job(tiny_ferplus: Path, tmp_path: Path) -> None:
     log, more = tmp_path / "log.txt", ["--trainer.max_epochs=2", "--trainer.callbacks+=tests.tiny_runs.HangingRank"]
-    process = torture.start("train.py", classifier_args(tiny_ferplus, tmp_path / "runs", *TWO, *more), log)
+    process = torture.start("train", classifier_args(tiny_ferplus, tmp_path / "runs", *TWO, *more), log)
     try:
         patience = time.monotonic() + 120
         while not list((tmp_path / "runs").glob("*/*/checkpoints/latest.ckpt")):
             assert process.poll() is None and time.monotonic() < patience, log.read_text()[-3000:]
             time.sleep(0.1)
         time.sleep(1)  # the first epoch is saved; into the second
-        listed = subprocess.run(["pgrep", "-P", str(process.pid), "-f", "train.py"], capture_output=True, text=True)
+        listed = subprocess.run(["pgrep", "-P", str(process.pid), "-f", "train"], capture_output=True, text=True)
         (child,) = map(int, listed.stdout.split())
         os.kill(child, signal.SIGUSR2)
         while "in on_train_batch_start" not in log.read_text():
@@ -132,7 +132,7 @@ def test_ranks_that_continue_from_different_checkpoints(tiny_ferplus: Path, tmp_
     job |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "GLOO_SOCKET_IFNAME": "lo"}
     nodes = [
         subprocess.Popen(
-            [sys.executable, str(REPOSITORY / "train.py"), *args, f"--runs={tmp_path / rank}"],
+            [sys.executable, str(REPOSITORY / "train"), *args, f"--runs={tmp_path / rank}"],
             stderr=subprocess.PIPE,
             text=True,
             env=os.environ | job | {"RANK": rank, "GROUP_RANK": rank, "OMP_NUM_THREADS": "1"},
@@ -146,7 +146,7 @@ def test_ranks_that_continue_from_different_checkpoints(tiny_ferplus: Path, tmp_
 
 
 def test_testing(trained: Path) -> None:
-    start("test.py", ["--ckpt_path", str(trained), "--split", "val", *TWO])
+    start("test", ["--ckpt_path", str(trained), "--split", "val", *TWO])
     names = ("predictions_val.csv", "metrics_val.json")
     two_rows, two = read_csv(trained / names[0]), json.loads((trained / names[1]).read_text())
     for name in names:
@@ -175,8 +175,8 @@ def test_generators(stage: str, tiny_faces: Path, tmp_path: Path) -> None:
     arguments += ["--trainer.limit_train_batches=3", "--trainer.log_every_n_steps=1"]
     if stage == "dic":
         arguments += ["--model.freeze_hourglass=1"]
-    start("train.py", [*arguments, f"--runs={tmp_path / 'two'}", *TWO])
-    start("train.py", [*arguments, f"--runs={tmp_path / 'one'}"])
+    start("train", [*arguments, f"--runs={tmp_path / 'two'}", *TWO])
+    start("train", [*arguments, f"--runs={tmp_path / 'one'}"])
     two, one = (next((tmp_path / name).glob("*/*")) for name in ("two", "one"))
     saved = [read_checkpoint(run / "checkpoints" / "latest.ckpt") for run in (two, one)]
     weights: Any = [checkpoint.get("current_model_state", checkpoint["state_dict"]) for checkpoint in saved]
@@ -201,7 +201,7 @@ def test_stopped_by_one_process_continued_by_two(tiny_faces: Path, tmp_path: Pat
         with pytest.raises(KilledError):
             train([*arguments, f"--runs={tmp_path / 'stopped'}"])
     (stopped,) = (tmp_path / "stopped").glob("*/*")
-    printed = start("train.py", ["--resume", str(stopped), *TWO])
+    printed = start("train", ["--resume", str(stopped), *TWO])
     assert "saved by 1 process, continued by 2: the same images in every batch" in printed
     other = train([*arguments, f"--runs={tmp_path / 'other'}", "--seed_everything=1"])  # other batches
     final = [

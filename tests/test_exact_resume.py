@@ -16,17 +16,17 @@ import torch
 import wandb
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from callbacks.checkpoint_io import WholeCheckpointIO
-from callbacks.latest_checkpoint import LatestCheckpoint
-from callbacks.log_lines import LogLines
-from callbacks.test_report import TestReport
-from cli import test as run_test
-from cli import train
-from datamodules.ferplus import FERPlusDataModule
-from datamodules.files import write_atomically
+from callbacks.prediction_report import TestReport
+from callbacks.text_progress import LogLines
+from commands.test import test as run_test
+from commands.train import train
+from datamodules.ferplus.datamodule import FERPlusDataModule
 from lightning_modules.classifier import EmotionClassifier
-from models.checkpoints import CheckpointError, read_checkpoint
-from resuming import changed_settings, forget_beyond, newest_whole
+from run_state.checkpoints import LatestCheckpoint, WholeCheckpointIO, newest_whole
+from run_state.metrics_csv import forget_beyond
+from run_state.settings import changed_settings
+from storage.atomic import write_atomically
+from storage.checkpoints import CheckpointError, read_checkpoint
 from tests.tiny_runs import classifier_args, config, generator_options, read_csv, write_generator
 from tests.torture import difference, outcome
 
@@ -324,7 +324,7 @@ def test_preempted_test_leaves_no_result(
         if place == "during the batches":
             patched.setattr(TestReport, "on_test_batch_end", lambda *_: signal.raise_signal(signal.SIGTERM))
         else:
-            patched.setattr("callbacks.test_report.write_atomically", write)
+            patched.setattr("callbacks.prediction_report.write_atomically", write)
         with pytest.raises(SystemExit) as stopped:
             run_test(["--ckpt_path", str(run)])
     assert stopped.value.code == 75 and "preempted; give the same command again" in capsys.readouterr().err

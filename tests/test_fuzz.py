@@ -16,22 +16,23 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from cli import SuperFERCLI, _parse
+from commands.cli import SuperFERCLI, _parse
 from comparison.reading import read_runs
-from datamodules.face_annotations import find_faces
-from datamodules.face_files import FaceError, read_image, read_pts
-from datamodules.face_pack import pack_faces
-from datamodules.ferplus_source import open_table
+from datamodules.faces.annotations import find_faces
+from datamodules.faces.cropping import FaceError, read_image, read_pts
+from datamodules.faces.packed import pack_faces
+from datamodules.ferplus.table import open_table
 from datamodules.image_folder import ImageRefusedError, image_size
-from datamodules.plain_pickle import load_plain_pickle
-from models.checkpoints import CheckpointError, read_checkpoint
 from models.dic import DIC
 from models.pretrained import load_generator
-from resuming import changed_settings, forget_beyond
-from run_folders import read_record, share_with_children
-from tests.datamodules.face_writers import points, write_csv, write_face, write_pkl, write_pts
-from tests.datamodules.ferplus_writers import MIXED, write_folders, write_kaggle
-from tests.test_compare import right_except, write_run
+from run_state.folder import read_record, share_with_children
+from run_state.metrics_csv import forget_beyond
+from run_state.settings import changed_settings
+from storage.checkpoints import CheckpointError, read_checkpoint
+from storage.pickles import load_plain_pickle
+from tests.comparison.test_compare import right_except, write_run
+from tests.datamodules.faces.face_writers import points, write_csv, write_face, write_pkl, write_pts
+from tests.datamodules.ferplus.ferplus_writers import MIXED, write_folders, write_kaggle
 from tests.tiny_runs import classifier_args, generator_args
 
 # The same inputs every time: a failure here is to be found by whoever causes it.

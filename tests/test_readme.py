@@ -9,13 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-import cli
-import compare
-import export
-import folder_upscale
-from benchmarks import generator as generator_benchmark
-from benchmarks import stages
-from datamodules import face_pack, synthetic
+from commands import compare, export, prepare, stages, upscale_folder
+from commands.test import test
+from commands.train import train
+from commands.upscale import upscale
+from datamodules.synthetic import writing
+from tests import benchmark_generator
 from tests.tiny_runs import REPOSITORY
 
 PAGES = [REPOSITORY / "README.md", *sorted(REPOSITORY.glob("docs/*.md"))]
@@ -28,14 +27,14 @@ def commands() -> list[str]:
     indented = [line[4:] for line in re.sub(r"\\\n\s*", " ", README).splitlines() if line.startswith("    ")]
     lines = [line for block in fenced for line in re.sub(r"\\\n\s*", " ", block).splitlines()] + indented
     called = (line.split("  #")[0].strip().removeprefix("$ ") for line in lines)
-    return [line for line in called if re.match(r"(\S*/)?(python|make) ", line)]
+    return [line for line in called if re.match(r"(\S*/)?(python|make|superfer) ", line)]
 
 
 @pytest.fixture
 def run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
     """A folder that stands for RUN: a configuration and an empty checkpoint."""
     with pytest.raises(SystemExit):
-        cli.train(["--config", str(REPOSITORY / "configs/classifier/bilinear.yaml"), "--print_config"])
+        train(["--config", str(REPOSITORY / "configs/classifier/bilinear.yaml"), "--print_config"])
     folder = tmp_path / "run"
     (folder / "checkpoints").mkdir(parents=True)
     torch.save({}, folder / "checkpoints" / "best.ckpt")
@@ -46,45 +45,45 @@ def run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
 def parse(name: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Parses the arguments of one of the project's programs; SystemExit with a code other than 0 if they are wrong."""
     programs: dict[str, Callable[[list[str]], Any]] = {
-        "train.py": cli.train,
-        "test.py": cli.test,
-        "upscale.py": cli.upscale,
+        "train": train,
+        "test": test,
+        "upscale": upscale,
     }
-    if name == "upscale.py" and "--images" in words:
-        folder_upscale.parse_options(words)
+    if name == "upscale" and "--images" in words:
+        upscale_folder.parse_options(words)
     elif name in programs:
         with pytest.raises(SystemExit) as exit_:
             programs[name]([*words, "--print_config"])
         assert exit_.value.code == 0
-    elif name == "compare.py":
-        monkeypatch.setattr(compare, "compare", lambda *_, **__: {"table.md": b""})
+    elif name == "compare":
+        monkeypatch.setattr(compare, "compare_runs", lambda *_, **__: {"table.md": b""})
         monkeypatch.setattr(compare, "write_files", lambda *_: [])
-        assert compare.main(words) == 0
+        assert compare.compare(words) == 0
     elif name == "-m" and words[0] == "datamodules.synthetic":
         for writer in ("write_faces", "write_ferplus", "_write_marker", "_written"):
-            monkeypatch.setattr(synthetic, writer, lambda *_: True)
-        synthetic.main([*words[1:], "--root", "/nonexistent"])
-    elif name == "export.py":
-        monkeypatch.setattr(export, "export", lambda *_: None)
-        export.main(words)
-    elif name == "prepare.py":
-        monkeypatch.setattr(face_pack, "pack_faces", lambda *_: {"names": [], "source": "", "left_out": []})
-        monkeypatch.setattr(face_pack, "describe_left_out", lambda _: "")
-        face_pack.main(words)
-    elif name == "-m" and words[0] == "benchmarks.generator":
-        monkeypatch.setattr(generator_benchmark, "measure", lambda _: {})
-        generator_benchmark.main(words[1:])
-    elif name == "-m" and words[0] == "benchmarks.stages":
-        monkeypatch.setattr(stages, "train", lambda args: parse("train.py", args, monkeypatch) or Path("earlier/run"))
+            monkeypatch.setattr(writing, writer, lambda *_: True)
+        writing.main([*words[1:], "--root", "/nonexistent"])
+    elif name == "export":
+        monkeypatch.setattr(export, "write_weights", lambda *_: None)
+        export.export(words)
+    elif name == "prepare":
+        monkeypatch.setattr(prepare, "pack_faces", lambda *_: {"names": [], "source": "", "left_out": []})
+        monkeypatch.setattr(prepare, "describe_left_out", lambda _: "")
+        prepare.prepare(words)
+    elif name == "-m" and words[0] == "tests.benchmark_generator":
+        monkeypatch.setattr(benchmark_generator, "measure", lambda _: {})
+        benchmark_generator.main(words[1:])
+    elif name == "stages":
+        monkeypatch.setattr(stages, "train", lambda args: parse("train", args, monkeypatch) or Path("earlier/run"))
         monkeypatch.setattr(stages, "last_figures", lambda _: {})
-        assert len(stages.main(words[1:])) == 3
+        assert len(stages.stages(words)) == 3
     else:
         assert name == "-m" and words[0] in ("venv", "pip"), f"what is {name} {' '.join(words)}?"
 
 
 def test_the_readme_has_commands() -> None:
     used = " ".join(commands())
-    assert all(name in used for name in ("make demo", "make test", "train.py", "test.py", "upscale.py", "compare.py"))
+    assert all(name in used for name in ("make demo", "make test", "train", "test", "upscale", "compare"))
 
 
 @pytest.mark.parametrize("command", commands())
@@ -96,7 +95,7 @@ def test_command(command: str, run: Path, monkeypatch: pytest.MonkeyPatch) -> No
         assert {word for word in words if "=" not in word} <= set(targets)
         return
     words = [str(run) if re.fullmatch(r"(\S*/)?(RUN\w*|<run>)", word) else word for word in words]
-    parse(words[0], words[1:], monkeypatch)
+    parse(words[0].removesuffix(".py"), words[1:], monkeypatch)
 
 
 def test_a_wrong_command_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,7 +107,7 @@ def test_a_wrong_command_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> No
         f"{right} --data.rot x",
     ):
         with pytest.raises((SystemExit, AssertionError)) as error:
-            parse("train.py", wrong.split(), monkeypatch)
+            parse("train", wrong.split(), monkeypatch)
         assert isinstance(error.value, AssertionError), "not exit code 0"
 
 

@@ -98,7 +98,7 @@ def test_job_is_carried_on_after_a_node_was_lost(tiny_ferplus: Path, tmp_path: P
                 lose(node)
     assert f"continuing {latest.parents[1]}" in logs[1].read_text(), "the run was begun anew"
     two = ["--trainer.strategy=ddp", "--trainer.devices=2"]
-    finish(start("train.py", classifier_args(tiny_ferplus, tmp_path / "whole", *LONG, *two), logs[0]), logs[0])
+    finish(start("train", classifier_args(tiny_ferplus, tmp_path / "whole", *LONG, *two), logs[0]), logs[0])
     run = only_run(tmp_path / "runs")
     assert difference(outcome(only_run(tmp_path / "whole")), outcome(run)) is None
 

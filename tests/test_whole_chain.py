@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-import compare
-from cli import test as run_test
-from cli import train, upscale
+from commands.compare import compare
+from commands.test import test as run_test
+from commands.train import train
+from commands.upscale import upscale
 from tests.tiny_runs import classifier_args, generator_args, read_csv
 
 
@@ -43,7 +44,7 @@ def test_generator_arms_and_comparison(
 
     capsys.readouterr()
     output = tmp_path / "comparison"
-    assert compare.main([*map(str, runs), "--output", str(output)]) == 0
+    assert compare([*map(str, runs), "--output", str(output)]) == 0
     assert {path.name for path in output.iterdir()} == {"table.md", "comparison.json", "figure1.png", "figure2.png"}
     table = capsys.readouterr().out
     assert "| bilinear" in table and "| dic" in table

@@ -23,8 +23,8 @@ from typing import Any
 import torch
 from PIL import Image
 
-from datamodules.synthetic import write_faces, write_ferplus
-from models.checkpoints import read_checkpoint
+from datamodules.synthetic.writing import write_faces, write_ferplus
+from storage.checkpoints import read_checkpoint
 from tests.tiny_runs import (
     REPOSITORY,
     classifier_args,
@@ -38,13 +38,13 @@ LONG = ["--trainer.limit_train_batches=1.0", "--trainer.max_epochs=6", "--latest
 TIMEOUT = 600  # seconds, for one process
 
 
-def start(program: str, args: list[str], log: Path) -> subprocess.Popen[bytes]:
-    """A program of the project in a process group of its own, so that its workers and ranks die with it."""
+def start(verb: str, args: list[str], log: Path) -> subprocess.Popen[bytes]:
+    """A verb of `superfer` in a process group of its own, so that its workers and ranks die with it."""
     inherited = {name: value for name, value in os.environ.items() if "WANDB_SERVICE" not in name}  # would outlive it
     environment = inherited | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "GLOO_SOCKET_IFNAME": "lo"}
     with log.open("ab") as file:
         return subprocess.Popen(
-            [sys.executable, str(REPOSITORY / program), *args],
+            [sys.executable, str(REPOSITORY / "superfer.py"), verb, *args],
             stdout=file,
             stderr=file,
             env=environment,
@@ -116,7 +116,7 @@ class Job:
     """What is tortured.
 
     Attributes:
-        program: of the project.
+        verb: of `superfer`.
         arguments: its command line, for results in a folder.
         again: command line that continues what lies in that folder.
         newest: the files whose change tells that the program has begun to write.
@@ -124,7 +124,7 @@ class Job:
         most: kills that its work allows; a killed process gets on by a piece of it each time.
     """
 
-    program: str
+    verb: str
     arguments: Callable[[Path], list[str]]
     again: Callable[[Path], list[str]]
     newest: str
@@ -147,7 +147,7 @@ def training(stage: str, data: Path, processes: int = 1) -> Job:
         return given
 
     return Job(
-        "train.py",
+        "train",
         arguments,
         again=lambda runs: ["--resume", str(only_run(runs))],
         newest="*/*/checkpoints/latest.ckpt",
@@ -162,7 +162,7 @@ def cache_fill(data: Path) -> Job:
         options = [f"--data.root={data / 'many'}", f"--data.cache_dir={cache}", "--trainer.accelerator=cpu"]
         return [*config("classifier/dic"), *options, f"--data.upscaler.checkpoint={data / 'generator.ckpt'}"]
 
-    return Job("upscale.py", arguments, arguments, newest="**/*.npy", result=contents, most=2)
+    return Job("upscale", arguments, arguments, newest="**/*.npy", result=contents, most=2)
 
 
 def folder_of_images(data: Path) -> Job:
@@ -171,7 +171,7 @@ def folder_of_images(data: Path) -> Job:
     def arguments(out: Path) -> list[str]:
         return [f"--ckpt_path={data / 'generator.ckpt'}", f"--images={data / 'crops'}", f"--out={out}"]
 
-    return Job("upscale.py", arguments, arguments, newest="*.png", result=contents)
+    return Job("upscale", arguments, arguments, newest="*.png", result=contents)
 
 
 def write_data(folder: Path) -> None:
@@ -198,7 +198,7 @@ def torture(job: Job, kills: int, seed: int, folder: Path) -> int:
     draw, log = random.Random(seed), folder / "log.txt"
     whole = folder / "whole"
     folder.mkdir(parents=True, exist_ok=True)
-    process = start(job.program, job.arguments(whole), log)
+    process = start(job.verb, job.arguments(whole), log)
     while process.poll() is None and not any(whole.glob(job.newest)):
         time.sleep(0.02)
     began = time.monotonic()
@@ -209,7 +209,7 @@ def torture(job: Job, kills: int, seed: int, folder: Path) -> int:
         arguments = job.arguments(killed)
         while True:
             started = time.time()
-            process = start(job.program, arguments, log)
+            process = start(job.verb, arguments, log)
             if done == kills:
                 break
 

@@ -11,8 +11,8 @@ from lightning.pytorch.loggers import WandbLogger
 from PIL import Image
 
 from callbacks.face_strip import FOUND_COLOUR, HEADER, TRUE_COLOUR, FaceStrip, compose_strip
-from datamodules.faces import FaceLandmarkDataModule
-from datamodules.synthetic import write_faces
+from datamodules.faces.datamodule import FaceLandmarkDataModule
+from datamodules.synthetic.writing import write_faces
 from lightning_modules.dic import DICModule
 from models.dic import DIC
 

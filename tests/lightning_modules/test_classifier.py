@@ -9,8 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lightning_modules.classifier import EmotionClassifier, multi_target_loss, soft_cross_entropy
-from lightning_modules.schedules import warmup_then
+from lightning_modules.classifier import EmotionClassifier
+from lightning_modules.optimization import warmup_then
+from models.losses import multi_target_loss, soft_cross_entropy
 
 
 def soft_targets(rows: int) -> torch.Tensor:

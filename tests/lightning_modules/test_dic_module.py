@@ -12,19 +12,19 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from datamodules.faces import FaceLandmarkDataModule
-from datamodules.synthetic import write_faces
+from datamodules.faces.datamodule import FaceLandmarkDataModule
+from datamodules.synthetic.writing import write_faces
 from lightning_modules.dic import DICModule
-from lightning_modules.generator import dic_losses
-from lightning_modules.schedules import Adam
+from lightning_modules.optimization import Adam
 from metrics.image_quality import psnr_rgb, psnr_y, ssim_rgb, ssim_y
 from metrics.landmarks import nme_interocular
-from models.checkpoints import CheckpointError, read_checkpoint
 from models.dic import DIC
 from models.heatmaps import heatmaps_to_landmarks, landmarks_to_heatmaps
 from models.hourglass import FeedbackHourglass
 from models.light_cnn import LightCNN
+from models.losses import dic_losses
 from models.pretrained import load_generator
+from storage.checkpoints import CheckpointError, read_checkpoint
 
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "dic_tiny.npz"
 SMALL = {"num_features": 4, "num_steps": 2, "num_groups": 1, "num_fusion_blocks": 1, "hourglass_features": 8}

@@ -14,18 +14,16 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, l1_loss, mse_loss
 
 from callbacks.weight_average import WeightAverage
-from datamodules.faces import FaceLandmarkDataModule
+from datamodules.faces.datamodule import FaceLandmarkDataModule
 from lightning_modules.dicgan import DICGANModule, find_unused_parameters
-from lightning_modules.generator import dic_losses
-from lightning_modules.schedules import Adam
-from models.adversarial import GANLoss, discriminator_loss, generator_loss
-from models.checkpoints import CheckpointError, read_checkpoint
+from lightning_modules.optimization import Adam
 from models.dic import DIC, normalise
 from models.heatmaps import landmarks_to_heatmaps
 from models.hourglass import FeedbackHourglass
 from models.light_cnn import LightCNN
-from models.perceptual import HourglassFeatures
+from models.losses import GANLoss, HourglassFeatures, dic_losses, discriminator_loss, generator_loss
 from models.pretrained import load_generator
+from storage.checkpoints import CheckpointError, read_checkpoint
 
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "dic_tiny.npz"
 SMALL = {"num_features": 4, "num_steps": 2, "num_groups": 1, "num_fusion_blocks": 1, "hourglass_features": 8}

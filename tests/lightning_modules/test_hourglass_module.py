@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch.nn.functional import mse_loss
 
-from datamodules.faces import FaceLandmarkDataModule
+from datamodules.faces.datamodule import FaceLandmarkDataModule
 from lightning_modules.dic import DICModule
 from lightning_modules.hourglass import HourglassModule
-from lightning_modules.schedules import Adam
+from lightning_modules.optimization import Adam
 from metrics.landmarks import nme_interocular
 from models.dic import DIC, normalise
 from models.heatmaps import heatmaps_to_landmarks

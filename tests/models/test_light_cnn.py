@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from models.checkpoints import CheckpointError
 from models.dic import DIC
 from models.light_cnn import LightCNN, LightCNNFeatures
 from models.pretrained import load_light_cnn_features
+from storage.checkpoints import CheckpointError
 from tests.models.hash_weights import hash_uniform
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"

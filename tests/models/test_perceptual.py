@@ -7,7 +7,7 @@ from torchvision.models import vgg19
 
 from models.dic import normalise
 from models.hourglass import FeedbackHourglass
-from models.perceptual import HourglassFeatures, VGG19Features, perceptual_loss
+from models.losses import HourglassFeatures, VGG19Features, perceptual_loss
 
 
 class Halves(nn.Module):

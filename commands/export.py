@@ -1,0 +1,89 @@
+"""Writes a trained network as a file for others.
+
+    superfer export --ckpt_path RUN_OR_CHECKPOINT --out FILE
+
+FILE.pth has the authors' layout, so that their code can load what was trained here: a generator under `state_dict`, or
+under `netG` with its discriminator under `netD`; the parameters of a hourglass lie bare in the file. FILE.safetensors
+cannot hold code; the sizes of the network and, of a generator, the cropping of its training faces are in its metadata.
+Both load here as well. Where the training averaged the weights of the generator, the average is written.
+"""
+
+import argparse
+import io
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from commands.console import refuse
+from models.loading import DIC_KIND, HOURGLASS_KIND, kind_of, listed, network_weights
+from run_state.folder import find_checkpoint
+from storage.atomic import write_atomically
+from storage.checkpoints import CheckpointError, read_checkpoint, safetensors_bytes
+
+DESCRIPTIONS = ("dic_config", "hourglass_config", "faces")  # what a checkpoint says about its network
+
+DISCRIMINATOR = "discriminator."
+
+
+def official_layout(checkpoint: dict[str, object], weights: dict[str, Tensor]) -> dict[str, Any]:
+    """The networks of a checkpoint, `weights` one of them, as the authors' code looks for them."""
+    if kind_of(weights) == HOURGLASS_KIND:
+        return weights  # theirs takes whatever is in the file for parameters, and goes on without those that it lacks
+    state = checkpoint.get("state_dict")
+    entries = state.items() if isinstance(state, dict) else ()
+    opponent = {key.removeprefix(DISCRIMINATOR): value for key, value in entries if key.startswith(DISCRIMINATOR)}
+    return {"netG": weights, "netD": opponent} if opponent else {"state_dict": weights}
+
+
+def write_weights(source: str | Path, out: Path) -> None:
+    """Write the network of a run folder or checkpoint file to ``out``, whole or not at all.
+
+    Raises:
+        ValueError: ``out`` has neither ending.
+        FileNotFoundError: there is no checkpoint.
+        storage.checkpoints.CheckpointError: the checkpoint is unsafe, damaged, or holds no generator or hourglass.
+    """
+    if out.suffix not in (".pth", ".safetensors"):
+        raise ValueError(f"{out}: the ending says what is written; it has to be .pth or .safetensors")
+    path = find_checkpoint(source)
+    checkpoint = read_checkpoint(path)
+    weights = network_weights(checkpoint, path, DIC_KIND, HOURGLASS_KIND)
+    written = kind_of(weights)
+    if written is None:
+        raise CheckpointError(f"checkpoint {path} holds neither {DIC_KIND} nor {HOURGLASS_KIND}: {listed(weights)}")
+    if out.suffix == ".pth":
+        buffer = io.BytesIO()
+        layout = official_layout(checkpoint, weights)
+        torch.save(layout, buffer)
+        written += " and its discriminator" * ("netD" in layout)
+        write_atomically(out, buffer.getvalue())
+        sizes = checkpoint.get("dic_config")
+        if isinstance(sizes, dict) and sizes.get("num_steps") != 4:
+            print(
+                f"warning: the network has {sizes.get('num_steps')} steps, which no file of this layout says; who "
+                "loads it gets 4 without a word. A .safetensors file does say it",
+                file=sys.stderr,
+            )
+    else:
+        said = {name: checkpoint[name] for name in DESCRIPTIONS if name in checkpoint}
+        write_atomically(out, safetensors_bytes(weights, said))
+    print(f"{written} of {path} written to {out}")
+
+
+def export(args: list[str] | None = None) -> None:
+    """Parses the command line; what is wrong ends in one line and exit code 2."""
+    parser = argparse.ArgumentParser(
+        prog="superfer export", description=(__doc__ or "").split("\n")[0], allow_abbrev=False
+    )
+    parser.add_argument(
+        "--ckpt_path", required=True, help="run folder (its best checkpoint, else its latest), or a file"
+    )
+    parser.add_argument("--out", required=True, type=Path, help="FILE.pth (the authors' layout) or FILE.safetensors")
+    options = parser.parse_args(args)
+    try:
+        write_weights(options.ckpt_path, options.out)
+    except (ValueError, OSError, CheckpointError) as error:
+        refuse(error)

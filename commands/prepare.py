@@ -1,0 +1,31 @@
+"""The command `prepare`: cut faces out around their landmarks and pack them."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from datamodules.faces.packed import MANIFEST, describe_left_out, pack_faces
+
+
+def prepare(args: Sequence[str] | None = None) -> None:
+    """The command `prepare.py`; exits with code 2 where nothing could be prepared."""
+    parser = argparse.ArgumentParser(
+        prog="superfer prepare",
+        allow_abbrev=False,
+        description="Cut faces out around their 68 landmarks and pack them for generator training.",
+    )
+    parser.add_argument("--faces", type=Path, required=True, help="folder of images, with NAME.pts unless --landmarks")
+    parser.add_argument("--landmarks", type=Path, help="the DIC authors' annotation .pkl, or a CSV name,x0,y0,...")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--hr_size", type=int, default=128, help="side of the faces, px (default %(default)s)")
+    parser.add_argument("--margin", type=float, default=1.3, help="crop over landmark box (default %(default)s)")
+    parser.add_argument("--min_face_size", type=float, default=0, help="smallest crop side in original px")
+    options = parser.parse_args(args)
+    try:
+        manifest = pack_faces(
+            options.faces, options.landmarks, options.out, options.hr_size, options.margin, options.min_face_size
+        )
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    print(f"{options.out}: {len(manifest['names'])} faces of {options.hr_size} px from {manifest['source']}")
+    print(f"{describe_left_out(manifest)}\nthe whole list is in {options.out / MANIFEST}")

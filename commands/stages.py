@@ -1,0 +1,76 @@
+"""Trains the three stages of a generator one after another, and says what each reached and how fast.
+
+    superfer stages [--size published|small] [--hr_size 128] [--hardware gpu] [OVERRIDE ...]
+
+On a GPU, with compilation:  superfer stages --hr_size 384 --model.compile true
+An override goes to every stage; --trainer.max_steps N shortens each, though not what is counted in batches (milestones,
+--model.freeze_hourglass of the second stage), and --trainer.max_time cuts it off.
+Minutes are those of everything, batches those before the last validation.
+"""
+
+import argparse
+import csv
+import time
+from pathlib import Path
+
+from commands.console import take_option
+from commands.train import train
+
+STAGES = ("hourglass", "dic", "dicgan")
+
+SHOWN = ("val/psnr_y", "val/psnr_y_bicubic", "val/ssim_y", "val/nme_interocular")
+
+
+def arguments(stage: str, earlier: Path | None, options: argparse.Namespace, overrides: list[str]) -> list[str]:
+    """Command line of `train.py` for a stage."""
+    name = stage if options.size == "published" else f"{stage}_small"
+    given = [f"--config=configs/generator/{name}.yaml", f"--config=configs/hardware/{options.hardware}.yaml"]
+    given += [f"--data.hr_size={options.hr_size}"]
+    wide = max(1.0, options.hr_size / 128)  # as wide on the face as the published Gaussians on one of 128 px
+    given += [f"--data.heatmap_sigma={wide}"]
+    if stage == "hourglass":
+        given += [f"--model.start_sigma={4 * wide}"]
+    if earlier:
+        given += [f"--model.initial_weights={earlier}"]
+    if stage == "dicgan":
+        given += [f"--model.discriminator.size={options.hr_size}"]
+    return [*given, *overrides]
+
+
+def last_figures(run: Path) -> dict[str, float]:
+    """The figures of a run's last validation, and how far it came."""
+    with (run / "metrics.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row.get("val/nme_interocular")]
+    if not rows:  # no validation was reached
+        return {}
+    return {"batches": int(rows[-1]["step"]) + 1} | {
+        name: float(rows[-1][name]) for name in SHOWN if rows[-1].get(name)
+    }
+
+
+def stages(args: list[str] | None = None) -> dict[str, Path]:
+    """Parse the command line, train, print a table.
+
+    Returns:
+        Run folders by stage.
+    """
+    parser = argparse.ArgumentParser(
+        prog="superfer stages", description=(__doc__ or "").split("\n")[0], allow_abbrev=False
+    )
+    parser.add_argument("--size", choices=("published", "small"), default="published", help="default: published")
+    parser.add_argument("--hr_size", type=int, default=128, help="side of the HR faces, px (default: 128)")
+    parser.add_argument("--hardware", choices=("gpu", "cpu"), default="gpu", help="default: gpu")
+    options, overrides = parser.parse_known_args(args)
+    if take_option(overrides, "--trainer.devices")[0] not in (None, "1"):
+        parser.error("one device only: the processes for others would begin with the first stage again")
+    runs: dict[str, Path] = {}
+    lines = [f"| stage | minutes | batches | {' | '.join(SHOWN)} | run |", "|---" * 8 + "|"]
+    for stage in STAGES:
+        began = time.monotonic()
+        runs[stage] = train(arguments(stage, next(reversed(runs.values()), None), options, overrides))
+        minutes, figures = (time.monotonic() - began) / 60, last_figures(runs[stage])
+        cells = [f"{figures[name]:.4g}" if name in figures else "" for name in SHOWN]
+        batches = str(figures.get("batches", ""))
+        lines += [f"| {' | '.join([stage, f'{minutes:.1f}', batches, *cells, str(runs[stage])])} |"]
+        print("\n".join(lines), flush=True)  # after every stage: a later one may fail
+    return runs

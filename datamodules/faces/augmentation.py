@@ -1,0 +1,240 @@
+"""Random changes of training faces with landmarks, so that a generator learns the images it will be used on.
+
+What happens to a face is drawn in the data set from (seed, epoch, index) alone, as ten uniform numbers (and, with
+noise, one normal number per LR pixel). They travel with the face, and whole batches are changed on the device that
+trains:
+
+1. HR faces and landmarks: flip, rotation, scale, shift; heatmaps are drawn from the landmarks afterwards.
+2. HR faces: gray.
+3. LR images, made from these HR faces: blur, contrast, noise, JPEG, in this order. HR faces stay clean.
+
+Shapes: B batch, H = W high resolution, h = w = H / 8 low resolution.
+"""
+
+import io
+import math
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import grid_sample, pad
+
+from models.heatmaps import flip_landmarks
+from models.resampling import round_levels
+
+DRAWN = ("flip", "rotation", "scale", "shift_x", "shift_y", "gray", "blur", "contrast", "noise", "jpeg")
+
+_UNMOVED = (1.0, 0.5, 0.5, 0.5, 0.5)  # draws of flip, rotation, scale and shift with which a face stays as it is
+
+
+class LandmarkAugmentation:
+    """Random changes of faces with landmarks; by default the mirror image of half of them.
+
+    Every change is drawn uniformly up to the limit given here, and a limit of 0 turns it off. Without rotation, scale
+    and shift no pixel is interpolated.
+
+    Args:
+        flip: probability of the mirror image.
+        rotation: largest angle, degrees, either way.
+        scale: largest relative change of size, below 1.
+        shift: largest shift along each axis, as a fraction of the side.
+        gray: probability of luma (BT.601) in all three channels, HR and LR; 1 for a generator that enlarges gray faces.
+        blur: largest standard deviation of a Gaussian blur, LR pixels.
+        contrast: largest relative change of the distance from mid-gray, below 1; LR only.
+        noise: largest standard deviation of Gaussian noise, the same in all channels, gray levels (0 to 255); LR only.
+        jpeg: lowest JPEG quality, 1 to 100 (drawn between this and 100); LR only. None turns it off. JPEG is coded on
+            the CPU, wherever the batch is.
+
+    Raises:
+        ValueError: a limit is out of its range.
+    """
+
+    def __init__(
+        self,
+        flip: float = 0.5,
+        rotation: float = 0.0,
+        scale: float = 0.0,
+        shift: float = 0.0,
+        gray: float = 0.0,
+        blur: float = 0.0,
+        contrast: float = 0.0,
+        noise: float = 0.0,
+        jpeg: int | None = None,
+    ) -> None:
+        _check("flip", flip, 0, 1)
+        _check("rotation", rotation, 0, 180)
+        _check("scale", scale, 0, 0.9)
+        _check("shift", shift, 0, 0.5)
+        _check("gray", gray, 0, 1)
+        _check("blur", blur, 0, 5)
+        _check("contrast", contrast, 0, 0.9)
+        _check("noise", noise, 0, 255)
+        if jpeg is not None:
+            _check("jpeg", jpeg, 1, 100)
+        self.flip, self.rotation, self.scale, self.shift = flip, rotation, scale, shift
+        self.gray, self.blur, self.contrast, self.noise, self.jpeg = gray, blur, contrast, noise, jpeg
+
+    def draw(self, seed: int, epoch: int, index: int, lr_size: int, still: bool = False) -> dict[str, Tensor]:
+        """Draw what happens to one face, whatever is turned on, so that no change alters the draw of another.
+
+        Args:
+            seed: of the run.
+            epoch: counted from 0.
+            index: of the face in its set.
+            lr_size: h.
+            still: neither mirror nor move the face, as for validation.
+
+        Returns:
+            `draws`: float32 10, uniform in [0, 1], in the order of `DRAWN`; with noise also `noise`: float32 1,h,h,
+            standard normal.
+        """
+        rng = np.random.default_rng((seed, epoch, index))
+        draws = rng.random(len(DRAWN)).astype(np.float32)
+        if still:
+            draws[: len(_UNMOVED)] = _UNMOVED
+        drawn = {"draws": torch.from_numpy(draws)}
+        if self.noise:
+            drawn["noise"] = torch.from_numpy(rng.standard_normal((1, lr_size, lr_size), dtype=np.float32))
+        return drawn
+
+    @property
+    def changes_input(self) -> bool:
+        """Whether the generator is to expect other images than plain reductions of colour photographs."""
+        return bool(self.gray or self.blur or self.contrast or self.noise or self.jpeg is not None)
+
+    def change_faces(self, hr: Tensor, landmarks: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
+        """Mirror, move and gray a batch of faces with their landmarks.
+
+        Args:
+            hr: uint8 B,3,H,H.
+            landmarks: float32 B,68,2, (x, y) in HR pixels.
+            draws: float32 B,10, see `draw`.
+
+        Returns:
+            Both, changed.
+        """
+        drawn = dict(zip(DRAWN, draws.unbind(1), strict=True))
+        mirrored = (drawn["flip"] < self.flip) & (drawn["flip"] < 1)
+        hr = torch.where(mirrored[:, None, None, None], hr.flip(-1), hr)
+        landmarks = torch.where(mirrored[:, None, None], flip_landmarks(landmarks, hr.shape[-1]), landmarks)
+        if self.rotation or self.scale or self.shift:
+            angle = torch.deg2rad(_around_zero(drawn["rotation"], self.rotation))
+            factor = 1 + _around_zero(drawn["scale"], self.scale)
+            offset = torch.stack([_around_zero(drawn[f"shift_{axis}"], self.shift) for axis in "xy"], dim=1)
+            hr, landmarks = move_faces(hr, landmarks, angle, factor, offset * hr.shape[-1])
+        if self.gray:
+            hr = torch.where((drawn["gray"] < self.gray)[:, None, None, None], to_gray(hr), hr)
+        return hr, landmarks
+
+    def degrade(self, lr: Tensor, draws: Tensor, noise: Tensor | None) -> Tensor:
+        """Make low-resolution images worse.
+
+        Args:
+            lr: uint8 B,3,h,h.
+            draws: float32 B,10, see `draw`.
+            noise: float32 B,1,h,h, standard normal; None without noise.
+
+        Returns:
+            uint8 B,3,h,h.
+        """
+        drawn = dict(zip(DRAWN, draws.unbind(1), strict=True))
+        if self.blur or self.contrast or self.noise:
+            levels = lr.float()
+            if self.blur:
+                levels = gaussian_blur(levels, drawn["blur"] * self.blur, self.blur)
+            if self.contrast:
+                factor = 1 + _around_zero(drawn["contrast"], self.contrast)
+                levels = 127.5 + (levels - 127.5) * factor[:, None, None, None]
+            if noise is not None:
+                levels = levels + noise * (drawn["noise"] * self.noise)[:, None, None, None]
+            lr = round_levels(levels)
+        if self.jpeg is not None:
+            qualities = (self.jpeg + drawn["jpeg"] * (100 - self.jpeg)).round().int().tolist()
+            lr = code_as_jpeg(lr, qualities)
+        return lr
+
+
+def _check(name: str, value: float, lowest: float, highest: float) -> None:
+    if not lowest <= value <= highest:  # also refuses nan
+        raise ValueError(f"{name} is {value}, allowed are {lowest} to {highest}")
+
+
+def _around_zero(uniform: Tensor, limit: float) -> Tensor:
+    """Numbers in [0, 1] -> [-limit, limit]."""
+    return (2 * uniform - 1) * limit
+
+
+def move_faces(hr: Tensor, landmarks: Tensor, angle: Tensor, factor: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
+    """Rotate and scale faces about the centre of the image, then shift them; all in one bicubic interpolation.
+
+    Beyond its border an image is continued by reflection, as in `datamodules.faces.cropping.crop_face`.
+
+    Args:
+        hr: uint8 B,3,H,H.
+        landmarks: float32 B,68,2, (x, y) in HR pixels.
+        angle: radians, B; positive turns from x towards y, clockwise as seen.
+        factor: of size, B.
+        offset: B,2, (x, y) in HR pixels.
+
+    Returns:
+        Both, moved; images are rounded to uint8.
+    """
+    side = hr.shape[-1]
+    centre = (side - 1) / 2
+    cos, sin = torch.cos(angle), torch.sin(angle)
+    rotation = torch.stack([torch.stack([cos, -sin], -1), torch.stack([sin, cos], -1)], -2)  # B,2,2
+    forward, backward = rotation * factor[:, None, None], rotation.mT / factor[:, None, None]
+    moved = _turn(landmarks - centre, forward) + centre + offset[:, None]
+    axis = torch.arange(side, device=hr.device, dtype=torch.float32)
+    pixels = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), dim=-1).flatten(0, 1)  # H*H,2, rows of (x, y)
+    origins = _turn(pixels - centre - offset[:, None], backward) + centre  # where each pixel comes from
+    grid = ((2 * origins + 1) / side - 1).unflatten(1, (side, side))  # the image spans -1 ... 1
+    images = grid_sample(hr.float(), grid, mode="bicubic", padding_mode="reflection", align_corners=False)
+    return round_levels(images), moved
+
+
+def _turn(points: Tensor, matrix: Tensor) -> Tensor:
+    """B,N,2 times B,2,2; written out, because a matrix product may run in reduced precision on a GPU."""
+    x, y = points[..., 0], points[..., 1]
+    rows = [matrix[:, row, 0, None] * x + matrix[:, row, 1, None] * y for row in range(2)]
+    return torch.stack(rows, dim=-1)
+
+
+def to_gray(images: Tensor) -> Tensor:
+    """Luma of BT.601 in all three channels, uint8 B,3,H,H; the same numbers as PIL's `convert("L")`."""
+    weights = torch.tensor([19595, 38470, 7471], device=images.device)  # of 65536
+    luma = (images * weights[:, None, None]).sum(1, keepdim=True)  # int64
+    return ((luma + 2**15) >> 16).to(torch.uint8).expand_as(images)
+
+
+def gaussian_blur(images: Tensor, sigma: Tensor, largest: float) -> Tensor:
+    """Blur every image with its own Gaussian, continued by repetition beyond the border.
+
+    Written as a sum over shifted images, so that the result for one image does not depend on the others of its batch.
+
+    Args:
+        images: float B,C,h,h.
+        sigma: standard deviations in pixels, B; 0 leaves the image as it is.
+        largest: upper bound of `sigma`.
+    """
+    radius = math.ceil(3 * largest)
+    steps = torch.arange(-radius, radius + 1, device=images.device)
+    weights = torch.exp(-(steps**2) / (2 * sigma[:, None].clamp_min(1e-3) ** 2))  # at 1e-3 the neighbours weigh nothing
+    weights = (weights / weights.sum(1, keepdim=True)).T[..., None, None, None]  # one B,1,1,1 per shift
+    for axis in (-1, -2):
+        size = images.shape[axis]
+        padding = [radius, radius, 0, 0] if axis == -1 else [0, 0, radius, radius]
+        padded = pad(images, padding, mode="replicate")
+        images = torch.stack([weight * padded.narrow(axis, shift, size) for shift, weight in enumerate(weights)]).sum(0)
+    return images
+
+
+def code_as_jpeg(images: Tensor, qualities: list[int]) -> Tensor:
+    """Compress uint8 B,3,h,h images, each with its own quality (1 to 100), and read them again."""
+    coded = []
+    for image, quality in zip(images.permute(0, 2, 3, 1).cpu().numpy(), qualities, strict=True):
+        file = io.BytesIO()
+        Image.fromarray(image).save(file, "JPEG", quality=quality)
+        coded.append(np.array(Image.open(file)))
+    return torch.from_numpy(np.stack(coded)).permute(0, 3, 1, 2).to(images.device)

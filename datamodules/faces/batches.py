@@ -1,0 +1,74 @@
+"""Faces as batches: what is served, and what is made of it on the device."""
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from datamodules.faces.augmentation import LandmarkAugmentation
+from datamodules.faces.sets import FaceSet
+from models.dic import SCALE
+from models.heatmaps import HEATMAP_STRIDE, landmarks_to_heatmaps
+from models.resampling import resize_bicubic
+
+
+class FaceDataset(Dataset[dict[str, Tensor]]):
+    """Faces of a `FaceSet`, addressed by (epoch, index), with what is drawn for them from these two and the seed.
+
+    Args:
+        faces: the faces.
+        augmentation: what draws; None: faces are served as they are.
+        seed: of the draws.
+        still: for validation: the same draws in every epoch, and faces stay where they are.
+    """
+
+    def __init__(
+        self, faces: FaceSet, augmentation: LandmarkAugmentation | None = None, seed: int = 0, still: bool = False
+    ) -> None:
+        self.faces = faces
+        self.still = still
+        self.augmentation = augmentation
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.faces)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Tensor]:
+        epoch, index = key
+        image = self.faces.images[index]
+        sample = {
+            "hr": torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
+            "landmarks": torch.from_numpy(self.faces.landmarks[index]),
+            "index": torch.tensor(index),
+        }
+        if self.augmentation is not None:
+            epoch = 0 if self.still else epoch
+            sample |= self.augmentation.draw(self.seed, epoch, index, len(image) // SCALE, self.still)
+        return sample
+
+
+def complete_batch(
+    batch: dict[str, Tensor], augmentation: LandmarkAugmentation | None = None, heatmap_sigma: float = 1.0
+) -> dict[str, Tensor]:
+    """Change a batch as was drawn for it, and add the network's input (`lr`) and its heatmap target (`heatmaps`).
+
+    Args:
+        batch: what `FaceDataset` serves, collated; see the file's docstring.
+        augmentation: what drew; without `draws` in the batch it is not used.
+        heatmap_sigma: standard deviation of the target's Gaussians, heatmap pixels.
+    """
+    hr, landmarks = batch["hr"], batch["landmarks"]
+    side = hr.shape[-1]
+    draws = batch.get("draws")
+    if augmentation is not None and draws is not None:
+        hr, landmarks = augmentation.change_faces(hr, landmarks, draws)
+    lr = resize_bicubic(hr, side // SCALE)
+    if augmentation is not None and draws is not None:
+        lr = augmentation.degrade(lr, draws, batch.get("noise"))
+    return {
+        "hr": hr,
+        "landmarks": landmarks,
+        "index": batch["index"],
+        "lr": lr.float() / 255,
+        "heatmaps": landmarks_to_heatmaps(landmarks / HEATMAP_STRIDE, side // HEATMAP_STRIDE, heatmap_sigma),
+    }

@@ -1,0 +1,5 @@
+"""FER+: reading, labels, batches."""
+
+from datamodules.ferplus.datamodule import FERPlusDataModule, FERPlusSplit, load_split
+
+__all__ = ["FERPlusDataModule", "FERPlusSplit", "load_split"]

@@ -1,4 +1,0 @@
-from datamodules.face_pack import main
-
-if __name__ == "__main__":
-    main()

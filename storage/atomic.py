@@ -1,0 +1,81 @@
+"""Files and folders that appear whole or not at all."""
+
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+_LEFTOVER_AGE = 24 * 3600.0  # seconds after which no living process can still be writing a temporary file
+
+
+def write_atomically(path: Path, data: bytes | memoryview | str) -> None:
+    """Writes a file under a temporary name beside it, flushes it to the disk and renames it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary(path)
+    try:
+        with temporary.open("xb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def replace_folder(path: Path, write: Callable[[Path], None]) -> None:
+    """Has ``write`` fill a new folder beside ``path``, then puts it in its place.
+
+    Of two processes that do so at once the later one wins; a reader that has the old files open keeps them.
+    """
+    path = path.resolve()  # a link stays a link to the new folder
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(path.parent)
+    new = _temporary(path)
+    try:
+        new.mkdir()
+        write(new)
+        while True:
+            try:
+                new.rename(path)
+                return
+            except OSError:  # something is there
+                if not path.exists():
+                    raise
+            old = _temporary(path)
+            try:
+                path.rename(old)
+            except FileNotFoundError:
+                continue  # another process has just moved it away
+            _remove(old)
+    except BaseException:
+        _remove(new)
+        raise
+
+
+def remove_leftovers(folder: Path, older_than: float = _LEFTOVER_AGE) -> None:
+    """Removes temporary files that killed processes left in ``folder``: those that are more than a day old.
+
+    Args:
+        folder: where to look.
+        older_than: seconds; 0 where nobody else can be writing.
+    """
+    for path in folder.glob(".*.writing-*"):
+        try:
+            if time.time() - path.stat().st_mtime >= older_than:
+                _remove(path)
+        except OSError:
+            pass  # another process has removed it, or we may not
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.writing-{secrets.token_hex(6)}")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,52 @@
+"""The command `superfer`: one verb for each thing that people do, each a function in `commands/`.
+
+    superfer train --config configs/classifier/bilinear.yaml
+    superfer test --ckpt_path RUN
+    superfer compare RUN RUN
+
+Importing this module costs nothing: PyTorch is loaded by the verb that needs it.
+"""
+
+import sys
+from collections.abc import Sequence
+from difflib import get_close_matches
+from importlib import import_module
+
+VERBS = {
+    "train": "train a generator or a classifier, or resume a run",
+    "test": "test a trained classifier on one split of its data",
+    "upscale": "upscale a data set into its cache, or a folder of images",
+    "compare": "compare tested runs: tables, intervals, a verdict, figures",
+    "curves": "draw the curves of generator runs",
+    "prepare": "cut faces out around their landmarks, for training generators",
+    "export": "write a generator's weights for other programs",
+    "stages": "train all stages of a generator, one after the other",
+    "demo": "run the whole comparison on built-in synthetic faces",
+}
+USAGE = "usage: superfer VERB [OPTION ...]\n\n" + "\n".join(f"  {verb:<8} {does}" for verb, does in VERBS.items())
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run one verb.
+
+    Args:
+        args: the command line; None takes `sys.argv`.
+
+    Returns:
+        The exit code; 2 if there is no such verb.
+    """
+    verb, *words = (sys.argv[1:] if args is None else args) or ["--help"]
+    if verb in ("-h", "--help"):
+        print(f"{USAGE}\n\nsuperfer VERB --help tells more about each.")
+        return 0
+    if verb not in VERBS:
+        close = get_close_matches(verb, VERBS, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(VERBS)}"
+        print(f"error: superfer has no verb {verb!r}; {hint}", file=sys.stderr)
+        return 2
+    status = getattr(import_module(f"commands.{verb}"), verb)(words)
+    return status if isinstance(status, int) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,87 @@
+"""Numbers that are not finite end a training, or are passed over, before they reach the weights."""
+
+import contextlib
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.plugins.precision import Precision
+
+from commands.train import train
+from lightning_modules.classifier import EmotionClassifier
+from lightning_modules.dicgan import DICGANModule
+from storage.checkpoints import read_checkpoint
+from tests.tiny_runs import classifier_args, config, generator_options
+
+SETTINGS = ["--trainer.limit_train_batches=4", "--latest.minutes=0"]
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, batch: int) -> None:
+    """Makes the loss of one batch infinite."""
+    step = EmotionClassifier.training_step
+
+    def spoiled(self: EmotionClassifier, data: dict[str, Any], batch_idx: int) -> torch.Tensor:
+        loss = step(self, data, batch_idx)
+        return loss * float("inf") if batch_idx == batch else loss
+
+    monkeypatch.setattr(EmotionClassifier, "training_step", spoiled)
+
+
+def test_the_run_stops_and_says_where(tiny_ferplus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spoil(monkeypatch, 2)
+    with pytest.raises(FloatingPointError) as error:
+        train(classifier_args(tiny_ferplus, tmp_path, *SETTINGS))
+    (run,) = tmp_path.glob("*/*")
+    latest = run / "checkpoints" / "latest.ckpt"
+    assert "the gradient's norm is nan in batch 2 (epoch 0): loss inf" in str(error.value)
+    assert str(latest) in str(error.value) and read_checkpoint(latest)["global_step"] == 2
+
+
+def test_the_step_is_left_out_and_counted(tiny_ferplus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spoil(monkeypatch, 2)
+    with pytest.warns(UserWarning, match=r"in batch 2 .*step left out, the 1\. of this run"):
+        run = train(classifier_args(tiny_ferplus, tmp_path, *SETTINGS, "--finite.skip=true"))
+    saved = read_checkpoint(run / "checkpoints" / "latest.ckpt")
+    weights = saved["state_dict"]
+    assert all(value.isfinite().all() for name, value in weights.items() if "running" not in name)  # type: ignore[attr-defined]
+    assert saved["callbacks"]["FiniteGradients"] == {"skipped": 1}  # type: ignore[index]
+
+
+def test_spoilt_statistics_cannot_be_skipped(
+    tiny_ferplus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = EmotionClassifier.training_step
+
+    def spoiled(self: EmotionClassifier, data: dict[str, Any], batch_idx: int) -> torch.Tensor:
+        if batch_idx == 2:
+            self.net.get_submodule("network.bn1").running_mean.fill_(torch.nan)  # type: ignore[union-attr,operator]
+        return step(self, data, batch_idx) * (float("nan") if batch_idx == 2 else 1)
+
+    monkeypatch.setattr(EmotionClassifier, "training_step", spoiled)
+    with pytest.raises(FloatingPointError, match=r"running statistics are spoilt, too: .*bn1\.running_mean.*last good"):
+        train(classifier_args(tiny_ferplus, tmp_path, *SETTINGS, "--finite.skip=true"))
+
+
+@pytest.mark.parametrize(("scale", "stops"), [(65536.0, False), (1.0, True)])
+def test_a_loss_scale_may_still_be_falling(
+    scale: float, stops: bool, tiny_ferplus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil(monkeypatch, 2)
+    scaler = SimpleNamespace(get_scale=lambda: scale)
+    monkeypatch.setattr(Precision, "scaler", scaler, raising=False)  # leaves no step out, unlike the real one
+    with pytest.raises(FloatingPointError) if stops else contextlib.nullcontext():
+        train(classifier_args(tiny_ferplus, tmp_path, *SETTINGS, "--trainer.limit_train_batches=3"))
+
+
+def test_the_discriminator_is_watched_too(tiny_faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = DICGANModule._discriminator_step
+
+    def spoiled(self: DICGANModule, image: torch.Tensor, target: torch.Tensor) -> dict[str, torch.Tensor]:
+        return step(self, image * float("nan"), target)
+
+    monkeypatch.setattr(DICGANModule, "_discriminator_step", spoiled)
+    arguments = [*config("generator/dicgan_small"), f"--runs={tmp_path}", *generator_options(tiny_faces, "dicgan")]
+    with pytest.raises(FloatingPointError, match=r"norm is nan in batch 0 .*there is no checkpoint yet"):
+        train(arguments)

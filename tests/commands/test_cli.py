@@ -1,0 +1,207 @@
+"""Training, testing and continuing through the command line, in this process."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import wandb
+import yaml
+
+from commands.export import export
+from commands.test import test as run_test
+from commands.train import train
+from datamodules.labels import CLASSES
+from storage.checkpoints import CheckpointError
+from tests.tiny_runs import classifier_args, read_csv
+
+KEY = "5ec4e7" * 6 + "5ec4"
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_ferplus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two epochs, tested on validation and test images. Read only."""
+    runs = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("WANDB_API_KEY", KEY)
+        run = train(
+            classifier_args(tiny_ferplus, runs, "--trainer.max_epochs=2", "--trainer.log_every_n_steps=1", "--tags=[x]")
+        )
+        for split in ("val", "test"):
+            run_test(["--ckpt_path", str(run), f"--split={split}"])
+    return run
+
+
+def weights(run: Path, name: str = "latest") -> dict[str, torch.Tensor]:
+    return torch.load(run / "checkpoints" / f"{name}.ckpt", weights_only=True)["state_dict"]
+
+
+def inspect(*arguments: str) -> str:
+    """What W&B's own reader prints of a run's log."""
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=600).stdout
+
+
+def wandb_run(folder: Path) -> dict[str, Any]:
+    records = map(json.loads, inspect(str(folder)).splitlines())
+    return next(record["run"] for record in records if record["type"] == "run")
+
+
+def test_run_folder(finished: Path, tiny_ferplus: Path) -> None:
+    assert finished.parent.name == "ferplus-bilinear" and re.fullmatch(r"[\d-]+_[\d-]+_s0", finished.name)
+    assert {path.name for path in finished.iterdir()} == {
+        "config.yaml",
+        "run.json",
+        "metrics.csv",
+        "checkpoints",
+        "wandb",
+        ".lock",
+        *(
+            f"{kind}_{split}.{end}"
+            for split in ("val", "test")
+            for kind, end in (("metrics", "json"), ("predictions", "csv"))
+        ),
+    }
+    checkpoints = {path.name for path in (finished / "checkpoints").iterdir()}
+    assert checkpoints == {"best.ckpt", "latest.ckpt", "previous.ckpt"}
+    config = yaml.safe_load((finished / "config.yaml").read_text())
+    assert config["seed_everything"] == 0 and config["experiment"] == "ferplus-bilinear"
+    assert config["data"]["init_args"]["root"] == str(tiny_ferplus)
+    assert config["data"]["init_args"]["upscaler"] == "bilinear"
+    record = json.loads((finished / "run.json").read_text())
+    assert record["arm"] == "bilinear" and record["seed"] == 0 and record["status"] == "finished"
+    assert record["synthetic"] is True and record["generator_fingerprint"] == "bilinear"
+    assert record["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert {"data_fingerprint", "git_commit", "git_dirty", "started", "ended", "wandb_id"} <= set(record)
+
+
+def test_the_key_of_wandb_is_written_nowhere(finished: Path) -> None:
+    files = [path for path in finished.rglob("*") if path.is_file()]
+    assert any(path.suffix == ".wandb" for path in files)
+    assert not [path for path in files if KEY.encode() in path.read_bytes()]
+
+
+def test_metrics_of_every_epoch(finished: Path) -> None:
+    rows = read_csv(finished / "metrics.csv")
+    for name in ("train/loss", "train/acc", "val/loss", "val/acc", "val/macro_f1", "val/ece", "val/recall_fear"):
+        assert [row["epoch"] for row in rows if row[name]] == ["0", "1"], f"{name}: once per epoch"
+    assert [int(row["step"]) for row in rows if row["val/acc"]] == [1, 3]
+    rates = {int(row["step"]): float(row["lr-SGD/pg1"]) for row in rows if row["lr-SGD/pg1"]}
+    assert list(rates) == [0, 1, 2, 3]
+    first, third = 0.1 * 0.001 / 0.101, 0.1 * 0.5 * (1 + 0.173648178)  # cos(80 degrees)
+    assert [rates[0], rates[2]] == pytest.approx([first, third], rel=1e-4)
+
+
+def test_wandb_is_offline_and_knows_the_run(finished: Path) -> None:
+    record = json.loads((finished / "run.json").read_text())
+    found = {folder: wandb_run(folder) for folder in (finished / "wandb").glob("offline-run-*")}
+    runs = list(found.values())
+    assert sorted(run["job_type"] for run in runs) == ["test", "test", "train"]
+    assert {run["run_group"] for run in runs} == {"ferplus-bilinear"} and {run["project"] for run in runs} == {
+        "superfer"
+    }
+    assert all(set(run["tags"]) == {"bilinear", "synthetic data", "x"} for run in runs)
+    (trained,) = (folder for folder, run in found.items() if run["job_type"] == "train")
+    assert found[trained]["run_id"] == record["wandb_id"] and len({run["run_id"] for run in runs}) == 3
+
+    text = {folder: inspect("--summary", str(folder)) for folder in found}
+    for summary in text.values():  # whole configuration, git state and data fingerprint
+        assert record["data_fingerprint"] in summary and '"label_smoothing"' in summary and '"git_commit"' in summary
+    last = read_csv(finished / "metrics.csv")
+    assert str(next(row["val/acc"] for row in reversed(last) if row["val/acc"])) in text[trained]
+    for split in ("val", "test"):
+        assert [f"test/{split}_majority_all_acc" in summary for summary in text.values()].count(True) == 1
+
+
+def test_reported_figures_follow_from_the_predictions(finished: Path) -> None:
+    for split in ("val", "test"):
+        rows = [row for row in read_csv(finished / f"predictions_{split}.csv") if row["label"]]
+        right = [max(CLASSES, key=lambda name: float(row[name])) == row["label"] for row in rows]
+        figures = json.loads((finished / f"metrics_{split}.json").read_text())["rules"]["majority"]["all"]
+        assert figures["n"] == len(rows) > 10 and figures["acc"] == pytest.approx(sum(right) / len(rows))
+        if split == "val":  # the best epoch's checkpoint is what was tested
+            logged = [float(row["val/acc"]) for row in read_csv(finished / "metrics.csv") if row["val/acc"]]
+            assert figures["acc"] == pytest.approx(max(logged))
+
+
+def test_same_seed_same_weights(finished: Path, tiny_ferplus: Path, tmp_path: Path) -> None:
+    twin = train(classifier_args(tiny_ferplus, tmp_path, "--trainer.max_epochs=2"))
+    first, again = weights(finished), weights(twin)
+    assert all(torch.equal(first[key], again[key]) for key in first)
+
+
+def test_resume_continues_in_the_same_folder(
+    tiny_ferplus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = train(classifier_args(tiny_ferplus, tmp_path))
+    before, rows = json.loads((run / "run.json").read_text()), read_csv(run / "metrics.csv")
+    assert train(["--resume", str(run), "--trainer.max_epochs=3"]) == run
+    assert [folder.name for folder in run.parent.iterdir()] == [run.name]
+    after, longer = json.loads((run / "run.json").read_text()), read_csv(run / "metrics.csv")
+    assert after["wandb_id"] == before["wandb_id"] and after["started"] == before["started"]
+    assert longer[: len(rows)] == rows
+    assert [row["epoch"] for row in longer if row["val/acc"]] == ["0", "1", "2"]
+    assert [row["epoch"] for row in longer if row["train/loss"]] == ["0", "1", "2"]
+    assert {wandb_run(path)["run_id"] for path in (run / "wandb").glob("offline-run-*")} == {before["wandb_id"]}
+    best = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
+    states = [state for name, state in best["callbacks"].items() if "val/acc" in name]
+    logged = [float(row["val/acc"]) for row in longer if row["val/acc"]]
+    assert float(states[0]["best_model_score"]) == pytest.approx(max(logged)), (
+        "the best of the whole run, not of a part"
+    )
+
+
+def test_the_end_says_where_everything_is(
+    tiny_ferplus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = train(classifier_args(tiny_ferplus, tmp_path, "--trainer.limit_val_batches=1", "--seed_everything=1"))
+    assert run.name.endswith("_s1") and json.loads((run / "run.json").read_text())["seed"] == 1
+    out = capsys.readouterr().out
+    assert f"run folder: {run}\n" in out and f"wandb sync {run}/wandb/offline-run-*" in out
+    assert re.search(r"^epoch 0: .*val/acc 0\.", out, re.MULTILINE), "one line per epoch where there is no terminal"
+
+
+def test_without_logger_or_wandb(tiny_ferplus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wandb, "init", lambda **_: pytest.fail("W&B was started"))
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    short = ["--trainer.limit_train_batches=1", "--trainer.limit_val_batches=1"]
+    run = train(classifier_args(tiny_ferplus, tmp_path, *short))
+    assert (run / "metrics.csv").is_file() and not (run / "wandb").exists()
+    assert json.loads((run / "run.json").read_text())["wandb_id"] is None
+    run = train(classifier_args(tiny_ferplus, tmp_path, *short, "--trainer.logger=false"))
+    assert not (run / "metrics.csv").exists() and (run / "checkpoints" / "best.ckpt").is_file()
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--data.input_size=16", "was trained with other settings: data.init_args.input_size is 16, was 32"),
+        ("--trainer.limit_test_batches=1", "leave images out"),
+        ("--model.arch=resnet34", "model.init_args.arch is 'resnet34', was 'resnet18'"),
+    ],
+)
+def test_a_test_of_something_else_is_refused(
+    option: str, message: str, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (finished / "metrics_test.json").read_bytes()
+    with pytest.raises(SystemExit) as refusal:
+        run_test(["--ckpt_path", str(finished), option])
+    assert refusal.value.code == 2 and message in capsys.readouterr().err
+    assert (finished / "metrics_test.json").read_bytes() == before
+
+
+def test_a_classifier_is_no_generator(finished: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="seems to hold an emotion classifier of this project; needed is a DIC"):
+        export(finished, tmp_path / "generator.pth")
+
+
+def test_training_on_removes_results_of_the_earlier_checkpoint(tiny_ferplus: Path, tmp_path: Path) -> None:
+    run = train(classifier_args(tiny_ferplus, tmp_path))
+    run_test(["--ckpt_path", str(run), "--split", "val"])
+    assert (run / "predictions_val.csv").is_file() and (run / "metrics_val.json").is_file()
+    train(["--resume", str(run), "--trainer.max_epochs", "2"])
+    assert not (run / "predictions_val.csv").exists() and not (run / "metrics_val.json").exists()

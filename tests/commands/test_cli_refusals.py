@@ -1,0 +1,246 @@
+"""What cannot work ends in exit code 2 and a message, before a folder is made or W&B is started."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+import wandb
+
+from commands.test import test as run_test
+from commands.train import train
+from commands.upscale import upscale
+from tests.tiny_runs import classifier_args, generator_args, write_generator
+
+
+@pytest.fixture(autouse=True)
+def nothing_may_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wandb, "init", lambda **_: pytest.fail("W&B was started"))
+
+
+def refused(command: object, args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The message with which a command ends."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as exit_:
+        command(args)  # type: ignore[operator]
+    assert exit_.value.code == 2
+    assert "SUPERFER_RUN_FOLDER" not in os.environ
+    message = capsys.readouterr().err
+    assert "Traceback" not in message and message.count("error:") == 1
+    return message
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("--model.freeze_hourglass=-1", "freeze_hourglass must not be negative, got -1"),
+        ("--model.net.num_features=0", "num_features is 0"),
+        ("--data.heatmap_sigma=0", "heatmap_sigma is 0.0, needed is more than 0 and at most 16"),
+        ("--model.hourglass_weights=run", "hourglass_weights needs a generator in initial_weights"),
+        (
+            "--trainer.callbacks=[{class_path: callbacks.weight_average.WeightAverage, init_args: {decay: 3.0}}]",
+            "decay is 3.0, allowed are 0 up to",
+        ),
+        ("--trainer.max_epochs=-1", "the schedule needs the length of the training: set trainer.max_epochs or"),
+    ],
+)
+def test_what_a_class_says_of_its_settings_is_all_that_is_said(
+    wrong: str, message: str, tiny_faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = refused(train, generator_args(tiny_faces, tmp_path / "runs", wrong), capsys)
+    assert [line for line in said.splitlines() if line.startswith("error: ")] == [said.splitlines()[-1]]
+    assert message in said and "Union" not in said and len(said.splitlines()[-1]) < 200
+
+
+def test_a_reason_beside_types_that_did_not_apply_is_not_lost(
+    tiny_faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = "{class_path: callbacks.weight_average.WeightAverage, init_args: {decay: 3.0}}"  # a list is tried first
+    args = generator_args(tiny_faces, tmp_path / "runs", f"--trainer.callbacks={one}")
+    assert "decay is 3.0, allowed are 0 up to" in refused(train, args, capsys)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--trainer.max_epoch=3"], "max_epoch"),
+        (["--data.rot=x"], "Option 'rot' is not accepted"),
+        (["--data.upscaler=bilinaer"], "bilinaer"),
+        (["--config=missing.yaml"], "missing.yaml"),
+        (["--data.root=nowhere"], "nowhere: no such folder"),
+        (["--data.label_mode=multi_target"], "multi_target needs both"),
+        (["--data.batch_size=1000"], "batch_size is 1000, more than the"),
+        (["--data.batch_size=7", "--trainer.devices=2", "--trainer.strategy=ddp"], "not a multiple of the 2 devices"),
+        (
+            ["--data.batch_size=32", "--trainer.devices=32", "--trainer.strategy=ddp"],
+            "the number of validation images is 21, expected one or more for each of 32 devices",
+        ),
+        (["--seed_everything=1.5"], "1.5"),
+        (["--seed_everything=true"], "needed is a whole number"),
+        (["--best.monitor=null"], "best.monitor is missing"),
+        (["--best.monitor=val/accc"], "best.monitor is 'val/accc', allowed are val/acc"),
+        (["--model.learning_rate=-1"], "learning_rate is -1.0"),
+        (["--model.schedule=cosin"], "cosin"),
+        pytest.param(
+            ["--trainer.accelerator=gpu"], "gpu", marks=pytest.mark.skipif(torch.cuda.is_available(), reason="GPU")
+        ),
+        (["--trainer.precision=12"], "12"),
+    ],
+)
+def test_training(
+    more: list[str], message: str, tiny_ferplus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert message in refused(train, classifier_args(tiny_ferplus, tmp_path / "runs", *more), capsys)
+    assert not list(tmp_path.glob("runs/*/*")), "a run folder was left"
+
+
+SLURM = {"NTASKS": "1", "JOB_ID": "4711", "PROCID": "0", "LOCALID": "0", "NODEID": "0", "JOB_NAME": "train"}
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "job", "WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "GROUP_RANK": "0"}
+
+
+@pytest.mark.parametrize(
+    ("variables", "devices", "message"),
+    [
+        ({f"SLURM_{name}": value for name, value in SLURM.items()}, 2, "1 x 2 devices need as many processes"),
+        (TORCHRUN, 1, "1 x 1 devices need as many processes, but the number of processes is 2"),
+    ],
+    ids=["slurm without srun", "torchrun"],
+)
+def test_devices_without_processes(
+    variables: dict[str, str],
+    devices: int,
+    message: str,
+    tiny_ferplus: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    more = [f"--trainer.devices={devices}", f"--trainer.strategy={'ddp' if devices > 1 else 'auto'}"]
+    assert message in refused(train, classifier_args(tiny_ferplus, tmp_path / "runs", *more), capsys)
+    assert not list(tmp_path.glob("runs/*/*/*")), "something was written"
+
+
+def test_experiment_is_required(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "experiment" in refused(train, ["--model=lightning_modules.classifier.EmotionClassifier"], capsys)
+
+
+def test_data_of_the_other_kind(
+    tiny_ferplus: Path, tiny_faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    faces = ["--data=datamodules.faces.FaceLandmarkDataModule", f"--data.train_root={tiny_faces}"]
+    args = classifier_args(tiny_ferplus, tmp_path / "runs")
+    args = [arg for arg in args if not arg.startswith(("--data.root", "--data.input_size"))]
+    message = refused(train, [*args, *faces, f"--data.val_root={tiny_faces}"], capsys)
+    assert "EmotionClassifier needs a FERPlusDataModule, got a FaceLandmarkDataModule" in message
+    ferplus = ["--data=datamodules.ferplus.FERPlusDataModule", f"--data.root={tiny_ferplus}"]
+    args = [arg for arg in generator_args(tiny_faces, tmp_path / "runs") if not arg.startswith("--data.")]
+    message = refused(train, [*args, *ferplus], capsys)
+    assert "DICModule needs a FaceLandmarkDataModule, got a FERPlusDataModule" in message
+    assert "upscale needs a FERPlusDataModule" in refused(upscale, generator_args(tiny_faces, tmp_path), capsys)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_generators_that_are_none(tiny_ferplus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def message(path: Path) -> str:
+        more = [f"--data.upscaler.checkpoint={path}", f"--data.cache_dir={tmp_path / 'cache'}"]
+        args = classifier_args(tiny_ferplus, tmp_path / "runs", *more, configs=("classifier/dic",))
+        text = refused(train, args, capsys)
+        assert refused(upscale, args, capsys).split("error:")[1] == text.split("error:")[1]
+        return text
+
+    assert "no checkpoint: looked for" in message(tmp_path / "nothing.ckpt")
+    (tmp_path / "run").mkdir()
+    assert "checkpoints/best.ckpt and" in message(tmp_path / "run")
+    (tmp_path / "damaged.ckpt").write_bytes(b"PK\3\4")
+    assert "damaged.ckpt" in message(tmp_path / "damaged.ckpt")
+    torch.save({"state_dict": {"net.network.fc.weight": torch.zeros(8, 512)}}, tmp_path / "classifier.ckpt")
+    assert "is not a DIC" in message(tmp_path / "classifier.ckpt")
+    assert not (tmp_path / "runs").exists() and not (tmp_path / "cache").exists()
+
+
+def test_testing_and_resuming(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--ckpt_path is missing" in refused(run_test, [], capsys)
+    assert "--ckpt_path needs a value" in refused(run_test, ["--ckpt_path"], capsys)
+    assert "nowhere does not exist" in refused(run_test, ["--ckpt_path", "nowhere"], capsys)
+    assert "nowhere does not exist" in refused(train, ["--resume=nowhere"], capsys)
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "config.yaml").write_text("experiment: x\n")
+    assert "no checkpoint: looked for" in refused(run_test, ["--ckpt_path", str(run)], capsys)
+    assert "no checkpoint: looked for" in refused(train, ["--resume", str(run)], capsys)
+    (run / "checkpoints" / "best.ckpt").write_bytes(b"PK")
+    assert "best.ckpt (2 bytes) cannot be read" in refused(run_test, ["--ckpt_path", str(run)], capsys)
+    for damaged in ("garbage{", "[]"):
+        (run / "run.json").write_text(damaged)
+        assert "run.json" in refused(run_test, ["--ckpt_path", str(run)], capsys)
+    assert "name the run folder" in refused(train, ["--resume", str(run / "checkpoints" / "best.ckpt")], capsys)
+    assert "of use with --resume only" in refused(train, ["--allow_change=seed_everything"], capsys)
+    assert f"holds the runs {run.name}" in refused(run_test, ["--ckpt_path", str(tmp_path)], capsys)
+    (run / "run.json").write_text(json.dumps({"arm": None}))
+    assert "is the run of a generator" in refused(run_test, ["--ckpt_path", str(run)], capsys)
+
+
+def test_unknown_split_and_damaged_checkpoint(
+    tiny_ferplus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    torch.save({}, run / "checkpoints" / "best.ckpt")
+    args = classifier_args(tiny_ferplus, tmp_path / "runs", "--print_config")
+    with pytest.raises(SystemExit):
+        train(args)
+    (run / "config.yaml").write_text(capsys.readouterr().out)
+    message = refused(run_test, ["--ckpt_path", str(run), "--split", "tset"], capsys)
+    assert "tset" in message
+    (run / "checkpoints" / "best.ckpt").write_bytes(b"PK")
+    assert "best.ckpt (2 bytes) cannot be read" in refused(train, ["--resume", str(run)], capsys)
+    assert {path.name for path in run.iterdir()} == {"checkpoints", "config.yaml"}
+
+
+def test_online_without_a_key(
+    tiny_ferplus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    assert "there is no key" in refused(train, classifier_args(tiny_ferplus, tmp_path / "runs"), capsys)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_bfloat16_where_it_is_computed_wrongly(
+    tiny_ferplus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    convolve = F.conv2d
+
+    def wrong(image: torch.Tensor, *args: object, **settings: object) -> torch.Tensor:
+        result = convolve(image, *args, **settings)  # type: ignore[arg-type]
+        return result * 0 if image.dtype == torch.bfloat16 else result
+
+    monkeypatch.setattr(F, "conv2d", wrong)
+    message = "wrongly in bfloat16: start with ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16, or use float32"
+    trained = classifier_args(tiny_ferplus, tmp_path / "runs", "--trainer.precision=bf16-mixed")
+    assert message in refused(train, trained, capsys)
+    generator = write_generator(tmp_path / "generator.ckpt")
+    more = [f"--data.upscaler.checkpoint={generator}", f"--data.cache_dir={tmp_path / 'cache'}"]
+    more += ["--data.upscaler.precision=bfloat16"]
+    enlarged = classifier_args(tiny_ferplus, tmp_path / "runs", *more, configs=("classifier/dic",))
+    for command in (train, upscale):
+        assert message in refused(command, enlarged, capsys)
+    assert {path.name for path in tmp_path.iterdir()} == {"generator.ckpt"}
+
+
+def test_a_generator_that_returns_nonsense(
+    tiny_ferplus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found when its first faces are enlarged."""
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    generator = write_generator(tmp_path / "generator.ckpt", broken=True)
+    more = [f"--data.upscaler.checkpoint={generator}", f"--data.cache_dir={tmp_path / 'cache'}"]
+    args = classifier_args(tiny_ferplus, tmp_path / "runs", *more, configs=("classifier/dic",))
+    for command in (upscale, train):
+        assert "numbers that are not finite" in refused(command, args, capsys)
+    assert not list((tmp_path / "cache").rglob("*.npy"))

@@ -1,0 +1,271 @@
+"""The data module: what it serves, and that it is the same however it is loaded."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+from ferplus_writers import MIXED, face, write_folders
+from torch import Tensor
+
+from comparison.faces import arm_images
+from datamodules import upscaled_cache
+from datamodules.ferplus.augmentation import FaceAugmentation
+from datamodules.ferplus.datamodule import FERPlusDataModule, load_split
+from datamodules.ferplus.dataset import reduce_size
+from datamodules.upscalers import InterpolationUpscaler, Upscaler
+
+
+class Inverted(Upscaler):
+    """A cached upscaler that can be told from bilinear, and counts the images that it enlarged."""
+
+    name = "inverted"
+    cached = True
+
+    def __init__(self, version: int = 1) -> None:
+        self.version, self.count = version, 0
+
+    def __call__(self, images: Tensor) -> Tensor:
+        self.count += len(images)
+        return 255 - InterpolationUpscaler("bilinear")(images)
+
+    def fingerprint(self) -> str:
+        return f"inverted-{self.version}"
+
+
+class Blank:
+    """Black faces of the input's size, for tests that are not about faces."""
+
+    def __getitem__(self, indices: np.ndarray) -> np.ndarray:
+        return np.zeros((len(indices), 1, 48, 48), np.uint8)
+
+
+def module(root: Path, stage: str = "fit", **arguments: Any) -> FERPlusDataModule:
+    data = FERPlusDataModule(**{"root": str(root), "batch_size": 8, "num_workers": 0, "input_size": 48, **arguments})
+    data.prepare_data()
+    data.setup(stage)
+    return data
+
+
+def batches(data: FERPlusDataModule, epoch: int = 0, split: str = "train") -> list[dict[str, Tensor]]:
+    loader = getattr(data, f"{split}_dataloader")()
+    loader.batch_sampler.sampler.set_epoch(epoch)
+    return list(loader)
+
+
+def same(one: list[dict[str, Tensor]], other: list[dict[str, Tensor]]) -> bool:
+    return all(torch.equal(a[name], b[name]) for a, b in zip(one, other, strict=True) for name in a)
+
+
+@pytest.fixture
+def few(tmp_path: Path) -> Path:
+    return write_folders(tmp_path, MIXED)
+
+
+def test_batches_hold_what_the_design_says(few: Path) -> None:
+    data = module(few, batch_size=3, input_size=384, augment=False, label_mode="crossentropy")
+    (batch,) = batches(data)
+    assert {name: (value.dtype, tuple(value.shape)) for name, value in batch.items()} == {
+        "image": (torch.float32, (3, 3, 384, 384)),
+        "target": (torch.float32, (3, 8)),
+        "label": (torch.int64, (3,)),
+        "index": (torch.int64, (3,)),
+    }
+    split = load_split(few, "train", "crossentropy")
+    index = batch["index"]
+    assert sorted(index.tolist()) == [0, 1, 2]
+    assert torch.equal(batch["target"], torch.from_numpy(split.targets)[index])
+    assert torch.equal(batch["label"], torch.tensor([1, 6, 4])[index])
+    faces = torch.from_numpy(split.images)[index, None].float()
+    expected = F.interpolate(faces, scale_factor=8, mode="bilinear", align_corners=False).round() / 255
+    assert torch.equal(batch["image"], expected.expand(-1, 3, -1, -1))
+
+
+def test_validation_uses_majority_labels_whatever_the_mode(few: Path) -> None:
+    for mode in ("crossentropy", "multi_target", "probability"):
+        (batch,) = batches(module(few, batch_size=2, label_mode=mode), split="val")
+        assert batch["label"].tolist() == [4]
+        assert batch["target"].tolist() == [[0, 0, 0, 0, 1, 0, 0, 0]]
+
+
+def test_testing_serves_what_either_rule_keeps(few: Path) -> None:
+    (batch,) = batches(module(few, stage="test"), split="test")
+    assert batch["index"].tolist() == [0, 1, 2, 3]
+    assert batch["label"].tolist() == [6, -1, -1, 1]
+    assert batch["target"].sum(dim=1).tolist() == [1, 0, 0, 1]
+    (batch,) = batches(module(few, stage="test", test_split="val"), split="test")
+    assert batch["label"].tolist() == [-1, 4]
+
+
+def test_label_of_several_targets_is_the_most_voted(few: Path) -> None:
+    (batch,) = batches(module(few, batch_size=3, label_mode="multi_target"))
+    order = batch["index"]
+    assert torch.equal(batch["label"], torch.tensor([1, 6, 4])[order])
+    assert (batch["target"] == 1).sum(dim=1).tolist() == torch.tensor([1, 2, 2])[order].tolist()
+
+
+def test_probability_mode_draws_from_the_distribution(few: Path) -> None:
+    data = module(few, batch_size=3, label_mode="probability", augment=False)
+    again = batches(data, 3)
+    assert same(again, batches(module(few, batch_size=3, label_mode="probability", augment=False), 3))
+    data.datasets["train"].faces, drawn = Blank(), torch.zeros(3, 8)
+    for epoch in range(200):
+        (batch,) = batches(data, epoch)
+        assert (batch["target"].max(dim=1).values == 1).all()
+        assert (batch["target"].sum(dim=1) == 1).all()
+        drawn[batch["index"]] += batch["target"]
+    split = load_split(few, "train", "crossentropy")
+    assert np.abs(drawn.numpy() / 200 - split.targets).max() < 0.12  # 3.5 standard deviations
+    assert ((drawn > 0).numpy() == (split.targets > 0)).all()
+    assert data.class_counts().tolist() == pytest.approx(split.targets.sum(axis=0).tolist())
+
+
+def test_workers_change_nothing(tiny_ferplus: Path) -> None:
+    alone, workers = module(tiny_ferplus), module(tiny_ferplus, num_workers=2)
+    loader = workers.train_dataloader()
+    for epoch in (0, 1):
+        expected = batches(alone, epoch)
+        loader.batch_sampler.sampler.set_epoch(epoch)
+        assert same(expected, list(loader))  # the workers persist
+    assert not same(batches(alone, 0), batches(alone, 1))
+
+
+def test_augmentation_is_a_function_of_seed_epoch_and_index(tiny_ferplus: Path) -> None:
+    data = module(tiny_ferplus)
+    dataset = data.datasets["train"]
+    one = dataset[(2, 5)]["image"]
+    assert torch.equal(dataset.__getitems__([(0, 3), (2, 5), (1, 5)])["image"][1], one)
+    assert not torch.equal(dataset[(3, 5)]["image"], one)
+    assert not torch.equal(module(tiny_ferplus, seed=1).datasets["train"][(2, 5)]["image"], one)
+    plain = module(tiny_ferplus, augment=False).datasets["train"]
+    assert torch.equal(plain[(2, 5)]["image"], plain[(0, 5)]["image"])
+    val = module(tiny_ferplus).datasets["val"]
+    assert torch.equal(val[(2, 5)]["image"], val[(0, 5)]["image"])
+
+
+def test_both_arms_see_the_same_images_with_the_same_changes(tiny_ferplus: Path, tmp_path: Path) -> None:
+    geometry = FaceAugmentation(brightness=0, contrast=0)
+    arms = [
+        module(tiny_ferplus, upscaler=upscaler, augmentation=geometry, cache_dir=str(tmp_path))
+        for upscaler in ("bilinear", Inverted())
+    ]
+    for one, other in zip(*(batches(arm, epoch=4) for arm in arms), strict=True):
+        assert torch.equal(one["index"], other["index"])
+        assert torch.equal(one["target"], other["target"])
+        assert (one["image"] + other["image"] - 1).abs().max() <= 2.1 / 255  # roundings of reduction and rotation
+
+
+def test_reduction_is_antialiased() -> None:
+    stripes = torch.zeros(1, 1, 384, 384, dtype=torch.uint8)
+    stripes[..., 1::4] = stripes[..., 2::4] = 255
+    reduced = reduce_size(stripes, 96)
+    assert (reduced.dtype, reduced.shape) == (torch.uint8, (1, 1, 96, 96))
+    inner = reduced[..., 2:-2].float()
+    assert inner.min() >= 126  # gray; without antialiasing all would be white
+    assert inner.max() <= 129
+    image = torch.from_numpy(face(0)).repeat_interleave(8, 0).repeat_interleave(8, 1)[None, None]
+    assert reduce_size(image, 384) is image
+    gradient = torch.arange(384).mul(0.6).round().to(torch.uint8).expand(1, 1, 384, 384)
+    middle = reduce_size(gradient, 96)[0, 0, 50].float()
+    centres = (torch.arange(96) + 0.5) * 4 - 0.5
+    assert (middle - 0.6 * centres)[2:-2].abs().max() <= 1
+
+
+def test_first_epochs_at_another_size(tiny_ferplus: Path) -> None:
+    data = module(tiny_ferplus, input_size=64, early_size=32, early_epochs=2, augment=False)
+    sizes = [batches(data, epoch)[0]["image"].shape[-2:] for epoch in range(4)]
+    assert sizes == [(32, 32), (32, 32), (64, 64), (64, 64)]
+    assert batches(data, 0, "val")[0]["image"].shape[-2:] == (64, 64)
+    small = module(tiny_ferplus, input_size=32, augment=False)
+    assert same(batches(data, 1), batches(small, 1))
+    with pytest.raises(ValueError, match="early_size is 4, allowed are 8 to 384"):
+        module(tiny_ferplus, early_size=4, early_epochs=1)
+
+
+def test_cached_upscaler_is_run_once_per_distinct_image(few: Path, tmp_path: Path) -> None:
+    upscaler = Inverted()
+    data = module(few, upscaler=upscaler, batch_size=3, augment=False, input_size=384)
+    assert upscaler.count == 0, "nothing is enlarged before a loader is asked for"
+    split = load_split(few, "train", "crossentropy")
+    (batch,) = batches(data)
+    assert upscaler.count == len({sample.image.tobytes() for sample in MIXED})  # a block holds them all
+    bilinear = InterpolationUpscaler("bilinear")(torch.from_numpy(split.images)[:, None])
+    assert torch.equal(batch["image"][:, :1], (255 - bilinear)[batch["index"]].float() / 255)
+    folder = data.cache_folder
+    assert folder == few / ".superfer_cache" / "upscaled" / f"inverted-1_{data.fingerprint}"
+    again = Inverted()
+    batches(module(few, upscaler=again, stage="test"), split="test")
+    assert again.count == 0
+    assert module(few, upscaler=Inverted(2)).cache_folder != folder
+    assert module(few).cache_folder is None
+    elsewhere = module(few, upscaler=Inverted(), cache_dir=str(tmp_path / "other")).cache_folder
+    assert elsewhere is not None
+    assert elsewhere.parent == tmp_path / "other"
+
+
+def test_the_cache_is_filled_as_far_as_needed(few: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upscaled_cache, "BLOCK", 1)
+    upscaler = Inverted()
+    data = module(few, stage="fit", batch_size=3, upscaler=upscaler)
+    data.train_dataloader()
+    data.val_dataloader()
+    assert upscaler.count == 5  # distinct faces of training and validation
+    assert module(few, stage="predict", upscaler=upscaler).predict_dataloader() == []
+    assert upscaler.count == 7  # the rest
+
+
+def test_enlarged_faces_by_name(few: Path) -> None:
+    names = ["fer0000009.png", "fer0000006.png"]  # one that no rule keeps, too
+    expected = InterpolationUpscaler("bilinear")(torch.from_numpy(np.stack([face(9), face(0)]))[:, None]).numpy()
+    assert np.array_equal(FERPlusDataModule(str(few)).enlarged("test", names), expected)
+    assert np.array_equal(FERPlusDataModule(str(few), Inverted()).enlarged("test", names), 255 - expected)
+    with pytest.raises(ValueError, match=r"the split 'val' has no image named 'fer0000006\.png'"):
+        FERPlusDataModule(str(few)).enlarged("val", names[1:])
+
+
+def test_faces_of_a_run_by_its_configuration(few: Path, tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    data: dict[str, Any] = {"class_path": "datamodules.ferplus.FERPlusDataModule", "init_args": {"root": str(few)}}
+    config.write_text(yaml.safe_dump({"data": data, "model": {"class_path": "no.such.Thing"}}))
+    images = arm_images(config, "val", ["fer0000005.png"])
+    assert images.shape == (1, 384, 384)
+    assert np.array_equal(images[0], InterpolationUpscaler()(torch.from_numpy(face(1))[None, None])[0, 0].numpy())
+    for broken, message in [
+        (
+            {"class_path": "datamodules.ferplus.FERPlusDataModule", "init_args": {"rot": "x"}},
+            "does not describe the data",
+        ),
+        (
+            {
+                "class_path": "datamodules.faces.FaceLandmarkDataModule",
+                "init_args": {"train_root": "a", "val_root": "b"},
+            },
+            "Face",
+        ),
+    ]:
+        config.write_text(yaml.safe_dump({"data": broken}))
+        with pytest.raises(ValueError, match=message):
+            arm_images(config, "val", ["fer0000005.png"])
+    config.write_text("model: {}")
+    with pytest.raises(ValueError, match="does not describe the data"):
+        arm_images(config, "val", [])
+
+
+def test_ranks_share_a_global_batch(tiny_ferplus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Rank:
+        def __init__(self, rank: int, world_size: int) -> None:
+            self.global_rank, self.world_size = rank, world_size
+
+    data = module(tiny_ferplus, batch_size=8, augment=False)
+    whole = [batch["index"].tolist() for batch in batches(data)]
+    parts = []
+    for rank in range(2):
+        data.trainer = Rank(rank, 2)  # type: ignore[assignment]
+        parts.append([batch["index"].tolist() for batch in batches(data)])
+    assert [sorted(one + other) for one, other in zip(*parts, strict=True)] == [sorted(batch) for batch in whole]
+    data.trainer = Rank(0, 3)  # type: ignore[assignment]
+    with pytest.raises(ValueError, match="batch_size is 8, not a multiple of the 3 devices"):
+        data.train_dataloader()

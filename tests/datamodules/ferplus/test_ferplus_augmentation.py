@@ -1,0 +1,97 @@
+"""Augmentation: a function of (seed, epoch, index), the same geometry for every arm."""
+
+import cv2
+import numpy as np
+import pytest
+
+from datamodules.ferplus.augmentation import FaceAugmentation
+
+
+def face(seed: int = 0, channels: int = 1, size: int = 64) -> np.ndarray:
+    """A smooth image, so that small differences of geometry are small differences of gray."""
+    coarse = np.random.default_rng(seed).uniform(0, 255, (6, 6, channels)).astype(np.float32)
+    return (
+        cv2.resize(coarse, (size, size), interpolation=cv2.INTER_CUBIC)
+        .reshape(size, size, channels)
+        .clip(0, 255)
+        .astype(np.uint8)
+    )
+
+
+def test_same_key_same_result_whatever_was_drawn_before() -> None:
+    one, other = FaceAugmentation(erase=0.5), FaceAugmentation(erase=0.5)
+    first = one(face(), 0, 3, 7)
+    for index in range(5):
+        np.random.seed(index)
+        other(face(), 1, 1, index)
+    assert np.array_equal(other(face(), 0, 3, 7), first)
+    assert first.shape == (64, 64, 1)
+    assert first.dtype == np.uint8
+
+
+def test_seed_epoch_and_index_each_matter() -> None:
+    augment = FaceAugmentation()
+    results = [augment(face(), *key).tobytes() for key in [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 1, 1)]]
+    assert len(set(results)) == 5
+
+
+def test_input_is_not_changed() -> None:
+    image = face()
+    before = image.copy()
+    FaceAugmentation(erase=1.0)(image, 0, 0, 0)
+    assert np.array_equal(image, before)
+
+
+def test_gray_and_colour_arms_get_the_same_changes() -> None:
+    augment = FaceAugmentation()
+    for index in range(8):
+        gray = augment(face(), 0, 0, index)
+        colour = augment(np.repeat(face(), 3, axis=2), 0, 0, index)
+        assert np.abs(colour.astype(int) - gray.astype(int)).max() <= 1  # cv2 rounds a little differently
+
+
+def test_two_arms_get_the_same_geometry() -> None:
+    augment = FaceAugmentation(brightness=0.0, contrast=0.0)
+    image = face()
+    for index in range(8):
+        inverted = augment(255 - image, 0, 0, index)  # another arm: other pixels in the same places
+        assert np.abs((255 - inverted).astype(int) - augment(image, 0, 0, index).astype(int)).max() <= 1
+
+
+def test_nothing_to_change() -> None:
+    augment = FaceAugmentation(rotation=0, scale=0, shift=0, flip=0, brightness=0, contrast=0)
+    assert np.array_equal(augment(face(), 0, 0, 0), face())
+
+
+def test_mirror_image() -> None:
+    augment = FaceAugmentation(rotation=0, scale=0, shift=0, flip=1, brightness=0, contrast=0)
+    assert np.array_equal(augment(face(), 0, 0, 0), face()[:, ::-1])
+    half = FaceAugmentation(rotation=0, scale=0, shift=0, flip=0.5, brightness=0, contrast=0)
+    flipped = [np.array_equal(half(face(), 0, 0, index), face()[:, ::-1]) for index in range(200)]
+    assert 70 < sum(flipped) < 130
+
+
+def test_shift_keeps_to_its_limit() -> None:
+    augment = FaceAugmentation(rotation=0, scale=0, shift=0.1, flip=0, brightness=0, contrast=0)
+    image = np.zeros((60, 60, 1), np.uint8)
+    image[29:31, 29:31] = 255
+    centres = []
+    for index in range(50):
+        rows, columns = np.nonzero(augment(image, 0, 0, index)[..., 0] > 60)
+        centres.append((rows.mean() - 29.5, columns.mean() - 29.5))
+    largest = np.abs(centres).max()
+    assert 4 < largest <= 6.5  # of 6 pixels, and half a one for rounding
+
+
+def test_brightness_keeps_to_its_limit() -> None:
+    augment = FaceAugmentation(rotation=0, scale=0, shift=0, flip=0, brightness=0.2, contrast=0)
+    changes = [int(augment(np.full((8, 8, 1), 128, np.uint8), 0, 0, index)[0, 0, 0]) - 128 for index in range(50)]
+    assert 40 < np.abs(changes).max() <= 52
+    assert min(changes) < 0 < max(changes)
+
+
+@pytest.mark.parametrize("erase", [0.0, 1.0])
+def test_erasing(erase: float) -> None:
+    augment = FaceAugmentation(rotation=0, scale=0, shift=0, flip=0, brightness=0, contrast=0, erase=erase)
+    changed = (augment(np.full((64, 64, 1), 128, np.uint8), 0, 0, 0) != 128).mean()
+    assert 0.019 < changed < 0.16 if erase else changed == 0

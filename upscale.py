@@ -1,4 +1,0 @@
-from cli import upscale
-
-if __name__ == "__main__":
-    upscale()
