@@ -1,12 +1,15 @@
 """A sampler whose order depends on the seed and the epoch alone, and data modules that go on where they stopped."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import lightning as L
 import numpy as np
+import torch
 from lightning.pytorch.trainer.states import TrainerFn
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from run_state.preemption import outlive_signals
 
 
 class EpochSampler(Sampler[Any]):  # of pairs, which torch's BatchSampler passes on, though it is typed for int
@@ -76,9 +79,17 @@ class ResumableDataModule(L.LightningDataModule):
     """Keeps in the checkpoint how far training had come, so that a resumed run sees exactly the batches that are left.
 
     Lightning makes the loader's iterator, and with it fetches the first batches, before it tells the sampler the epoch;
-    the state is loaded before that. Subclasses call ``resume`` on the sampler of their training loader.
+    the state is loaded before that. Subclasses make their loaders with `make_loader`.
+
+    Attributes:
+        batch_size: images in a batch over all devices.
+        num_workers: processes that prepare batches, per device.
+        seed: of the order.
     """
 
+    batch_size: int
+    num_workers: int
+    seed: int
     validation_images = 0  # known once `check` has run
     _done = (0, 0)  # epochs, and batches of the epoch after them
 
@@ -94,6 +105,41 @@ class ResumableDataModule(L.LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Called when a run is resumed, before any loader is asked for."""
         self._done = (state_dict.get("epoch", 0), state_dict.get("batches", 0))
+
+    def make_loader(
+        self, dataset: Dataset[Any], *, training: bool, collate_fn: Callable[[Any], Any] | None = None
+    ) -> DataLoader[Any]:
+        """Serve this rank's share of a data set that is addressed by ``(epoch, index)``.
+
+        Args:
+            dataset: What to serve.
+            training: Shuffle, leave out what does not fill a batch, and go on where the loaded state says.
+            collate_fn: Make a batch of what the data set returns; None stacks tensors.
+
+        Raises:
+            ValueError: ``batch_size`` cannot be divided among the devices, or is more than there are training images.
+        """
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        length = len(dataset)  # type: ignore[arg-type]
+        if self.batch_size % world_size:
+            raise ValueError(f"batch_size is {self.batch_size}, expected a multiple of the {world_size} devices")
+        if training and length < self.batch_size:
+            raise ValueError(f"batch_size is {self.batch_size}, expected at most the {length} training images")
+        per_device = self.batch_size // world_size
+        sampler = EpochSampler(length, self.seed, training, rank, world_size, drop_remainder=training)
+        if training:
+            self.resume(sampler, per_device)
+        return DataLoader(
+            dataset,
+            batch_size=per_device,
+            sampler=sampler,
+            drop_last=training,
+            collate_fn=collate_fn,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            worker_init_fn=outlive_signals,
+            generator=torch.Generator(),  # its own, so that nobody else's draws depend on the loader
+        )
 
     def resume(self, sampler: EpochSampler, batch_size: int) -> None:
         """Moves a training sampler to where the loaded state says; ``batch_size`` is that of a rank."""

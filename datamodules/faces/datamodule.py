@@ -18,7 +18,6 @@ Batches: `hr` uint8 B,3,H,H; `landmarks` float32 B,68,2, (x, y) in HR pixels, wh
 import hashlib
 from pathlib import Path
 
-import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -28,8 +27,7 @@ from datamodules.faces.packed import check_crop, is_prepared, open_faces
 from datamodules.faces.sets import FaceSet, hold_out, load_faces, refuse_shared
 from datamodules.synthetic import is_synthetic
 from models.heatmaps import HEATMAP_STRIDE
-from run_state.data_position import EpochSampler, ResumableDataModule
-from run_state.preemption import outlive_signals
+from run_state.data_position import ResumableDataModule
 
 
 class FaceLandmarkDataModule(ResumableDataModule):
@@ -181,26 +179,4 @@ class FaceLandmarkDataModule(ResumableDataModule):
     def _loader(self, dataset: FaceDataset | None, training: bool) -> DataLoader[dict[str, Tensor]]:
         if dataset is None:
             raise RuntimeError("FaceLandmarkDataModule.setup() has to run before its dataloaders are asked for")
-        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        if self.batch_size % world_size:
-            raise ValueError(f"batch_size {self.batch_size} (over all devices) cannot be divided among {world_size}")
-        sampler = EpochSampler(
-            len(dataset), seed=self.seed, shuffle=training, rank=rank, world_size=world_size, drop_remainder=training
-        )
-        per_device = self.batch_size // world_size
-        if training and len(sampler) < per_device:
-            raise ValueError(
-                f"batch_size {self.batch_size} is larger than the {len(dataset)} training faces in {self.train_root}"
-            )
-        if training:
-            self.resume(sampler, per_device)
-        return DataLoader(
-            dataset,
-            batch_size=per_device,
-            sampler=sampler,
-            drop_last=training,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            worker_init_fn=outlive_signals,
-            generator=torch.Generator(),  # its own, so that nobody else's draws depend on the loader
-        )
+        return self.make_loader(dataset, training=training)

@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import BatchSampler, DataLoader
+from torch.utils.data import DataLoader
 
 from datamodules.ferplus.augmentation import FaceAugmentation
 from datamodules.ferplus.dataset import Batch, Faces, FacesOnTheFly, FERPlusDataset, keep_batch
@@ -16,8 +16,7 @@ from datamodules.synthetic import is_synthetic
 from datamodules.upscaled_cache import UpscaledCache
 from datamodules.upscalers import Interpolation, InterpolationUpscaler, Upscaler
 from models.dic import SCALE
-from run_state.data_position import EpochSampler, ResumableDataModule
-from run_state.preemption import outlive_signals
+from run_state.data_position import ResumableDataModule
 
 UPSCALED_SIZE = FACE_SIZE * SCALE
 
@@ -259,26 +258,8 @@ class FERPlusDataModule(ResumableDataModule):
         return self.datasets["train"].targets.sum(axis=0, dtype=np.float64)
 
     def _loader(self, split: str, training: bool) -> DataLoader:
-        dataset = self.datasets[split]
-        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        if self.batch_size % world_size:
-            raise ValueError(f"batch_size is {self.batch_size}, not a multiple of the {world_size} devices")
-        if training and len(dataset) < self.batch_size:
-            raise ValueError(f"batch_size is {self.batch_size}, more than the {len(dataset)} training images")
         self.fill_cache(self.open().rows(self.test_split if split == "test" else split))
-        sampler = EpochSampler(len(dataset), self.seed, training, rank, world_size, drop_remainder=training)
-        if training:
-            self.resume(sampler, self.batch_size // world_size)
-        return DataLoader(
-            dataset,
-            batch_sampler=BatchSampler(sampler, self.batch_size // world_size, drop_last=training),
-            collate_fn=keep_batch,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            worker_init_fn=outlive_signals,
-            pin_memory=False,  # cannot pin gray images that are expanded to three channels
-            generator=torch.Generator().manual_seed(self.seed),
-        )
+        return self.make_loader(self.datasets[split], training=training, collate_fn=keep_batch)
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Sends one channel of gray images and expands it over there; a plain transfer would send three copies."""

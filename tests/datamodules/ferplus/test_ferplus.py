@@ -267,5 +267,5 @@ def test_ranks_share_a_global_batch(tiny_ferplus: Path, monkeypatch: pytest.Monk
         parts.append([batch["index"].tolist() for batch in batches(data)])
     assert [sorted(one + other) for one, other in zip(*parts, strict=True)] == [sorted(batch) for batch in whole]
     data.trainer = Rank(0, 3)  # type: ignore[assignment]
-    with pytest.raises(ValueError, match="batch_size is 8, not a multiple of the 3 devices"):
+    with pytest.raises(ValueError, match="batch_size is 8, expected a multiple of the 3 devices"):
         data.train_dataloader()
