@@ -89,6 +89,7 @@ def test_shipped_schedule_and_strategy(
     kind, _, stage = name.removesuffix("_small").partition("/")
     options = classifier_options(tiny_ferplus) if kind == "classifier" else generator_options(tiny_faces, stage)
     small = [*as_shipped(options), "--trainer.max_epochs=2", "--trainer.devices=2", f"--runs={tmp_path}"]
+    small += ["--trainer.log_every_n_steps=1"]
     start("train", [*config(name, "hardware/ddp"), *small, *more])
     (run,) = tmp_path.glob("*/*")
     assert json.loads((run / "run.json").read_text())["status"] == "finished"
