@@ -13,7 +13,6 @@ import csv
 import time
 from pathlib import Path
 
-from commands.console import take_option
 from commands.train import train
 
 STAGES = ("hourglass", "dic", "dicgan")
@@ -61,7 +60,7 @@ def stages(args: list[str] | None = None) -> dict[str, Path]:
     parser.add_argument("--hr_size", type=int, default=128, help="side of the HR faces, px (default: 128)")
     parser.add_argument("--hardware", choices=("gpu", "cpu"), default="gpu", help="default: gpu")
     options, overrides = parser.parse_known_args(args)
-    if take_option(overrides, "--trainer.devices")[0] not in (None, "1"):
+    if any(word.split("=")[0] == "--trainer.devices" for word in overrides):
         parser.error("one device only: the processes for others would begin with the first stage again")
     runs: dict[str, Path] = {}
     lines = [f"| stage | minutes | batches | {' | '.join(SHOWN)} | run |", "|---" * 8 + "|"]

@@ -1,55 +1,80 @@
-"""The command `train`."""
+"""Train what the configurations describe, or resume a run. `run_state` tells what happens in which order, and why."""
 
+from argparse import Namespace
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from commands.cli import _arguments, _parse
-from commands.console import finishing, refuse, take_option
-from run_state.folder import NEWEST_FIRST, find_checkpoint, find_run, held, share_with_children
-from run_state.metrics_csv import forget_beyond
+from lightning.pytorch.utilities import rank_zero_only
+
+from commands.cli import SuperFERCLI
+from commands.console import Parser, finishing, quieten, refusals, refuse
+from run_state.checkpoints import newest_intact
+from run_state.folder import NEWEST_FIRST, find_checkpoint, find_run, lock, newest_run
+from run_state.metrics_csv import cut_back
+from run_state.settings import refuse_changes
 from storage.atomic import remove_leftovers
 
 
-def train(args: list[str] | None = None) -> Path:
-    """Trains what the configuration describes; ``--resume RUN`` continues a run in its folder.
-
-    ``--resume auto`` continues the newest run of the configuration, or starts the first.
+def train(args: Sequence[str] | None = None) -> Path:
+    """Train what the configurations describe; with `--resume`, go on with a run in its folder.
 
     Args:
-        args: Command line; None takes ``sys.argv``.
+        args: the command line; None takes `sys.argv`.
 
     Returns:
         The run folder.
     """
-    resumed, arguments = take_option(_arguments(args), "--resume")
-    allowed, arguments = take_option(arguments, "--allow_change")
-    if allowed and resumed is None:
-        refuse("--allow_change is of use with --resume only")
-    names = tuple(name.strip() for name in (allowed or "").split(",") if name.strip())
-    run, more = None, {"allow_change": names, "find_run": resumed == "auto"}
-    if resumed not in (None, "auto"):
-        try:
-            run = find_run(str(resumed))
-            if not Path(str(resumed)).is_dir():
-                raise FileNotFoundError(
-                    f"--resume {resumed}: name the run folder, {run}; its newest checkpoint is taken"
-                )
-            find_checkpoint(run, NEWEST_FIRST)  # a run without any is named here, before its configuration is parsed
-        except FileNotFoundError as error:
-            refuse(error)
-        arguments = ["--config", str(run / "config.yaml"), *arguments]
-    cli = _parse(arguments, "train", run, **more)
-    folder = Path(cli.trainer.default_root_dir)
-    with ExitStack() as around:
-        if cli.trainer.is_global_zero:
-            try:
-                around.enter_context(held(folder))
-                remove_leftovers(folder / "checkpoints", older_than=0)
-                if cli.checkpoint is not None:
-                    forget_beyond(folder, cli.checkpoint)
-            except (ValueError, OSError) as error:
-                share_with_children(None)
-                refuse(error)
-        around.enter_context(finishing(cli.trainer))
-        cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=cli.checkpoint, weights_only=True)
+    quieten()
+    options, arguments = _parse(args)
+    leads = rank_zero_only.rank == 0  # type: ignore[attr-defined]  # of the processes that share the run, the one that writes
+    with ExitStack() as stack:
+        with refusals():
+            run = _named_run(options.resume)
+            cli = SuperFERCLI("train", [*(["--config", str(run / "config.yaml")] if run else []), *arguments])
+            if options.resume == "auto":
+                run = newest_run(cli.experiment_folder, cli.seed, cli.settings, options.allow_change)
+                print(f"resuming {run}" if run else "no run to resume; starting one", flush=True)
+            if run and leads:
+                stack.enter_context(lock(run))  # first: nobody else may change what is read from here on
+                remove_leftovers(run / "checkpoints", older_than=0)
+            if run:
+                refuse_changes(run, cli.settings, "resume", options.allow_change)
+            point = newest_intact(run) if run else None
+            trainer = cli.build(run, restarted=options.resume == "auto")
+            folder = Path(trainer.default_root_dir)
+            if point and leads:
+                cut_back(folder / "metrics.csv", point.global_step)
+            elif leads:
+                stack.enter_context(lock(folder))
+        stack.enter_context(finishing(trainer))
+        checkpoint = point.path if point else None
+        trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint, weights_only=True)
     return folder
+
+
+def _parse(args: Sequence[str] | None) -> tuple[Namespace, list[str]]:
+    """Options that are about the run and not about its configuration, and the arguments that are left."""
+    parser = Parser(add_help=False)
+    parser.add_argument("--resume")
+    parser.add_argument("--allow_change", default="")
+    options, arguments = parser.parse_known_args(args)
+    options.allow_change = [name.strip() for name in options.allow_change.split(",") if name.strip()]
+    if options.allow_change and options.resume is None:
+        refuse("--allow_change needs --resume")
+    return options, arguments
+
+
+def _named_run(resume: str | None) -> Path | None:
+    """The run folder that `--resume` names, or None.
+
+    Raises:
+        FileNotFoundError: There is none, or it has no checkpoint, or a file in it is named.
+    """
+    if resume in (None, "auto"):
+        return None
+    run = find_run(str(resume))
+    if not Path(str(resume)).is_dir():
+        raise FileNotFoundError(f"--resume {resume}: name the run folder, {run}; its newest checkpoint is taken")
+    find_checkpoint(run, NEWEST_FIRST)
+    return run

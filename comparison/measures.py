@@ -19,16 +19,9 @@ from comparison.statistics import (
     welch_difference,
     wilson_interval,
 )
+from run_state.settings import flatten, may_differ
 
 Arms = dict[str, list[Run]]
-# What is compared, and what of it may differ: the upscaler, places, hardware and logging.
-_COMPARED_SECTIONS = ("model.", "data.", "best.", "trainer.")
-_ALLOWED_TO_DIFFER = (
-    *(f"data.init_args.{name}" for name in ("upscaler", "root", "cache_dir", "num_workers", "seed", "test_split")),
-    *(f"trainer.{name}" for name in ("accelerator", "devices", "num_nodes", "strategy", "logger", "callbacks")),
-    *(f"trainer.{name}" for name in ("plugins", "profiler", "enable_", "log_every_n_steps", "default_root_dir")),
-    "best.dirpath",
-)
 
 
 @dataclass(frozen=True)
@@ -145,18 +138,12 @@ def verdict(difference: Difference) -> str:
 
 
 def config_differences(runs: Sequence[Run]) -> list[str]:
-    """Settings in which the runs differ although they should not, one line per setting.
-
-    Seed, upscaler, names, hardware and logging may differ: they do not belong to what is compared.
-    """
-    flat = [
-        {key: value for key, value in _flatten(run.config).items() if key.startswith(_COMPARED_SECTIONS)}
-        for run in runs
-    ]
+    """Say in which settings the runs differ although they should not (`run_state.settings`), one line per setting."""
+    flat = [flatten(run.config) for run in runs]
     lines = []
     for key in sorted(set().union(*flat)):
         values = {json.dumps(config.get(key), default=str) for config in flat}
-        if len(values) > 1 and not key.startswith(_ALLOWED_TO_DIFFER):
+        if len(values) > 1 and not may_differ(key, "compare"):
             shown = (f"{config.get(key)!r} in {run.folder}" for run, config in zip(runs, flat, strict=True))
             lines.append(f"{key} is {', '.join(shown)}")
     return lines
@@ -183,12 +170,3 @@ def _compare_runs(first: np.ndarray, second: np.ndarray) -> dict[str, Any]:
         "only_second": only_second,
         "mcnemar_p": mcnemar_exact(only_first, only_second),
     }
-
-
-def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(tree, dict):
-        return {prefix: tree}
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flatten(value, f"{prefix}.{key}" if prefix else str(key))
-    return flat

@@ -34,6 +34,7 @@ from models.losses import (
 )
 from models.pretrained import load_hourglass, load_light_cnn_features
 from run_state.folder import find_checkpoint
+from run_state.lightning_internals import expect_unused_parameters
 
 PUBLISHED_MILESTONES = (10_000, 20_000, 40_000)
 
@@ -144,7 +145,7 @@ class DICGANModule(GeneratorModule):
             raise ValueError(
                 "trainer.accumulate_grad_batches is not 1; DICGAN cannot accumulate, change data.batch_size"
             )
-        find_unused_parameters(trainer.strategy)
+        expect_unused_parameters(trainer.strategy)  # each backward pass leaves one network without
 
     def on_fit_start(self) -> None:
         if self._features[0] is not None:

@@ -1,4 +1,4 @@
-"""A sampler whose order depends on the seed and the epoch alone, and data modules that go on where they stopped."""
+"""Serve exactly the batches that are left: a sampler without memory, and data modules that know their place."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -9,23 +9,26 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from run_state.preemption import outlive_signals
+from run_state.preemption import defer_signals
 
 
 class EpochSampler(Sampler[Any]):  # of pairs, which torch's BatchSampler passes on, though it is typed for int
-    """Yields ``(epoch, index)`` pairs; this rank's share of one order common to all ranks.
+    """Yield `(epoch, index)` pairs; this rank's share of one order common to all ranks.
 
     Handing the epoch to the data set with every index lets worker processes, persistent ones included, draw their
-    augmentation from ``(seed, epoch, index)`` without any state of their own. Lightning calls ``set_epoch``.
+    augmentation from `(seed, epoch, index)` without any state of their own. Lightning calls `set_epoch`.
 
     Args:
-        length: Number of samples in the data set.
-        seed: Seed of the order.
-        shuffle: Permute each epoch anew; otherwise ascending order.
-        rank: Index of this process.
-        world_size: Number of processes.
-        drop_remainder: Leave out the last ``length % world_size`` samples, so that all ranks serve equally many.
+        length: number of samples in the data set.
+        seed: seed of the order.
+        shuffle: permute each epoch anew; otherwise ascending order.
+        rank: index of this process.
+        world_size: number of processes.
+        drop_remainder: leave out the last `length % world_size` samples, so that all ranks serve equally many.
             Without it the first ranks serve one more, and no sample is ever served twice.
+
+    Raises:
+        ValueError: `rank` is out of its range.
     """
 
     def __init__(
@@ -38,14 +41,14 @@ class EpochSampler(Sampler[Any]):  # of pairs, which torch's BatchSampler passes
         drop_remainder: bool = False,
     ) -> None:
         if not 0 <= rank < world_size:
-            raise ValueError(f"rank is {rank}, allowed are 0 to {world_size - 1} (world_size - 1)")
+            raise ValueError(f"rank is {rank}, expected 0 to {world_size - 1}")
         self.length, self.seed, self.shuffle = length, seed, shuffle
         self.rank, self.world_size, self.drop_remainder = rank, world_size, drop_remainder
         self.epoch = 0
         self._served = 0
 
     def start_at(self, epoch: int, served: int) -> None:
-        """Has the next iteration be the rest of ``epoch``, after ``served`` samples of this rank."""
+        """Have the next iteration be the rest of `epoch`, after `served` samples of this rank."""
         self.epoch, self._served = epoch, served
 
     def set_epoch(self, epoch: int) -> None:
@@ -68,15 +71,8 @@ class EpochSampler(Sampler[Any]):  # of pairs, which torch's BatchSampler passes
         return len(range(self.rank, served, self.world_size))
 
 
-def epoch_is_over(trainer: L.Trainer) -> bool:
-    """Whether a checkpoint that is being written has all batches of an epoch behind it."""
-    progress = trainer.fit_loop.epoch_loop.batch_progress
-    ended: bool = trainer.fit_loop.epoch_progress.current.processed > trainer.current_epoch  # type: ignore[attr-defined]
-    return ended or progress.current.ready >= trainer.num_training_batches  # the latter in its last validation
-
-
 class ResumableDataModule(L.LightningDataModule):
-    """Keeps in the checkpoint how far training had come, so that a resumed run sees exactly the batches that are left.
+    """Keep the place in the data in the checkpoint, so that a resumed run sees exactly the batches that are left.
 
     Lightning makes the loader's iterator, and with it fetches the first batches, before it tells the sampler the epoch;
     the state is loaded before that. Subclasses make their loaders with `make_loader`.
@@ -84,40 +80,48 @@ class ResumableDataModule(L.LightningDataModule):
     Attributes:
         batch_size: images in a batch over all devices.
         num_workers: processes that prepare batches, per device.
-        seed: of the order.
+        seed: seed of the order.
+        validation_images: how many there are; known once the data were checked.
     """
 
     batch_size: int
     num_workers: int
     seed: int
-    validation_images = 0  # known once `check` has run
-    _done = (0, 0)  # epochs, and batches of the epoch after them
+    validation_images = 0
+    _resumed_at = (0, 0)  # epoch, and batches of it that are done
 
     def state_dict(self) -> dict[str, Any]:
-        """Called when a checkpoint is saved."""
+        """Return the place in the data; called when a checkpoint is saved."""
         trainer = self.trainer
         if trainer is None or trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
             return {}
-        if epoch_is_over(trainer):
-            return {"epoch": trainer.current_epoch + 1, "batches": 0}
-        return {"epoch": trainer.current_epoch, "batches": trainer.fit_loop.epoch_loop.batch_progress.current.ready}
+        epochs = trainer.fit_loop.epoch_progress.current
+        started: int = trainer.fit_loop.epoch_loop.batch_progress.current.started  # type: ignore[attr-defined]
+        if epochs.ready == epochs.completed:  # between two epochs
+            return {"epoch": epochs.completed, "batches": 0}
+        if started >= trainer.num_training_batches:  # in the validation at an epoch's end
+            return {"epoch": epochs.completed + 1, "batches": 0}
+        return {"epoch": epochs.completed, "batches": started}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Called when a run is resumed, before any loader is asked for."""
-        self._done = (state_dict.get("epoch", 0), state_dict.get("batches", 0))
+        self._resumed_at = (state_dict.get("epoch", 0), state_dict.get("batches", 0))
+
+    def teardown(self, stage: str) -> None:
+        self._resumed_at = (0, 0)
 
     def make_loader(
         self, dataset: Dataset[Any], *, training: bool, collate_fn: Callable[[Any], Any] | None = None
     ) -> DataLoader[Any]:
-        """Serve this rank's share of a data set that is addressed by ``(epoch, index)``.
+        """Serve this rank's share of a data set that is addressed by `(epoch, index)`.
 
         Args:
-            dataset: What to serve.
-            training: Shuffle, leave out what does not fill a batch, and go on where the loaded state says.
-            collate_fn: Make a batch of what the data set returns; None stacks tensors.
+            dataset: what to serve.
+            training: shuffle, leave out what does not fill a batch, and go on where the loaded state says.
+            collate_fn: makes a batch of what the data set returns; None stacks tensors.
 
         Raises:
-            ValueError: ``batch_size`` cannot be divided among the devices, or is more than there are training images.
+            ValueError: `batch_size` cannot be divided among the devices, or exceeds the training images.
         """
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         length = len(dataset)  # type: ignore[arg-type]
@@ -128,7 +132,10 @@ class ResumableDataModule(L.LightningDataModule):
         per_device = self.batch_size // world_size
         sampler = EpochSampler(length, self.seed, training, rank, world_size, drop_remainder=training)
         if training:
-            self.resume(sampler, per_device)
+            epoch, batches = self._resumed_at
+            if self.trainer is not None and self.trainer.current_epoch > epoch:  # a loader made anew in a later epoch
+                epoch, batches = self.trainer.current_epoch, 0
+            sampler.start_at(epoch, batches * per_device)
         return DataLoader(
             dataset,
             batch_size=per_device,
@@ -137,12 +144,6 @@ class ResumableDataModule(L.LightningDataModule):
             collate_fn=collate_fn,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
-            worker_init_fn=outlive_signals,
+            worker_init_fn=defer_signals,
             generator=torch.Generator(),  # its own, so that nobody else's draws depend on the loader
         )
-
-    def resume(self, sampler: EpochSampler, batch_size: int) -> None:
-        """Moves a training sampler to where the loaded state says; ``batch_size`` is that of a rank."""
-        epoch, batches = self._done
-        sampler.start_at(epoch, batches * batch_size)
-        self._done = (0, 0)

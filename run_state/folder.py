@@ -1,7 +1,7 @@
-"""Run folders: where a run lives, how it is named, found again and described.
+"""Run folders: where a run lives, and how it is named, found again and locked.
 
-A run folder is ``runs/<experiment>/<time>_s<seed>`` and holds ``config.yaml``, ``checkpoints/``, ``metrics.csv``,
-``run.json``, ``wandb/``, and after testing ``metrics_{split}.json`` and ``predictions_{split}.csv``.
+A run folder is `runs/<experiment>/<time>_s<seed>` and holds `config.yaml`, `checkpoints/`, `metrics.csv`, `run.json`,
+`wandb/`, and after testing `metrics_{split}.json` and `predictions_{split}.csv`.
 """
 
 import errno
@@ -11,18 +11,19 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from run_state.settings import changed_settings
 
+NEWEST_FIRST = ("latest.ckpt", "previous.ckpt", "best.ckpt")
 _CHOSEN = "SUPERFER_RUN_FOLDER"  # tells the folder to the processes that Lightning starts for the other devices
 
 
 def find_run(path: str | Path) -> Path:
-    """The run folder that ``path`` is, or lies in.
+    """Return the run folder that `path` is, or lies in.
 
     Raises:
         FileNotFoundError: There is none.
@@ -34,35 +35,13 @@ def find_run(path: str | Path) -> Path:
             return folder
     what = "holds no config.yaml" if path.exists() else "does not exist"
     raise FileNotFoundError(
-        f"{path} {what}; needed is a run folder (runs/<experiment>/<time>_s<seed>) or a checkpoint in one"
+        f"{path} {what}; expected a run folder (runs/<experiment>/<time>_s<seed>) or a checkpoint in one"
         + _runs_inside(path)
     )
 
 
-def read_record(folder: Path) -> dict[str, Any]:
-    """``run.json`` of a run folder.
-
-    Raises:
-        ValueError: It is damaged.
-    """
-    path = folder / "run.json"
-    try:
-        record = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); restore it, or start the run anew") from error
-    if not isinstance(record, dict):
-        raise ValueError(f"{path} holds a {type(record).__name__}, needed is a mapping; restore it, or start anew")
-    return record
-
-
-def _runs_inside(path: Path) -> str:
-    """Points at the runs of an experiment's folder that was given instead of one of them."""
-    runs = sorted(folder.parent.name for folder in path.glob("*/config.yaml")) if path.is_dir() else []
-    return f"; {path} holds the runs {', '.join(runs[-5:])}: name one of them" if runs else ""
-
-
-def find_checkpoint(path: str | Path, names: tuple[str, ...] = ("best.ckpt", "latest.ckpt")) -> Path:
-    """A checkpoint file: ``path`` itself, or the first of ``names`` in the run folder ``path``.
+def find_checkpoint(path: str | Path, names: Sequence[str] = ("best.ckpt", "latest.ckpt")) -> Path:
+    """Return a checkpoint file: `path` itself, or the first of `names` in the run folder `path`.
 
     Raises:
         FileNotFoundError: There is none.
@@ -75,47 +54,92 @@ def find_checkpoint(path: str | Path, names: tuple[str, ...] = ("best.ckpt", "la
     raise FileNotFoundError(f"no checkpoint: looked for {' and '.join(map(str, files))}{_runs_inside(path)}")
 
 
-def new_run_folder(root: str | Path, experiment: str, seed: int, again: bool = False) -> Path:
-    """Chooses the folder of a run, the same for all of its processes, and makes it.
+def _runs_inside(path: Path) -> str:
+    """Point at the runs of an experiment's folder that was given instead of one of them."""
+    runs = sorted(folder.parent.name for folder in path.glob("*/config.yaml")) if path.is_dir() else []
+    return f"; {path} holds the runs {', '.join(runs[-5:])}: name one of them" if runs else ""
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """Return the content of `run.json`.
+
+    Raises:
+        ValueError: It is damaged.
+    """
+    path = folder / "run.json"
+    try:
+        record = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); restore it, or start the run anew") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"{path} holds a {type(record).__name__}, expected a mapping; restore it, or start anew")
+    return record
+
+
+def newest_run(experiment: Path, seed: int, settings: Mapping[str, Any], allowed: Sequence[str] = ()) -> Path | None:
+    """Return the newest run of an experiment with this seed and these settings that can be resumed, or None.
+
+    Args:
+        experiment: `runs/<experiment>`.
+        seed: of the run.
+        settings: the configuration.
+        allowed: settings that may differ on purpose.
+    """
+    candidates = [
+        path.parent
+        for path in sorted(experiment.glob(f"*_s{seed}/config.yaml"), key=lambda path: path.stat().st_mtime)
+        if any((path.parent / "checkpoints" / name).is_file() for name in NEWEST_FIRST)
+        and _chosen_folder() in (None, path.parent.resolve())
+    ]
+    for run in reversed(candidates):
+        try:
+            changes = changed_settings(run, settings, "resume", allowed)
+            if not changes:
+                return run
+            reason = f"has other settings: {'; '.join(changes)}"
+        except (ValueError, OSError) as error:
+            reason = str(error)
+        if run is candidates[-1]:
+            print(f"{run}, the newest run, {reason}", file=sys.stderr, flush=True)
+    return None
+
+
+def new_run_folder(root: str | Path, experiment: str, seed: int, restarted: bool = False) -> Path:
+    """Choose the folder of a run, the same for all of its processes, and make it.
 
     One process, or Lightning starting the others itself: named after the time, unique. Under torchrun or srun with
     several tasks, where every process comes here on its own: named after the job.
 
     Args:
-        root: Folder of all runs.
-        experiment: Its name.
-        seed: Of the run.
-        again: The job may have been started before, and may have died before its first checkpoint.
+        root: folder of all runs.
+        experiment: its name.
+        seed: of the run.
+        restarted: the job may have been started before, and may have died before its first checkpoint.
 
     Raises:
         ValueError: The job has no name, or its folder holds a run already.
     """
-    chosen = chosen_folder()
+    chosen = _chosen_folder()
     if chosen:
         return chosen
     parent = Path(root) / experiment
     job = _job()
     if job:
         folder = parent / f"{job}_s{seed}"
-        if (folder / "run.json").is_file() and not again:  # written once all processes of a job are past this point
-            raise ValueError(f"{folder} holds a run of this job already; continue it with --resume {folder}")
+        resumable = any((folder / "checkpoints" / name).is_file() for name in NEWEST_FIRST)
+        # run.json is written once all processes of a job are past this point.
+        if (folder / "run.json").is_file() and (resumable or not restarted):
+            raise ValueError(f"{folder} holds a run of this job already; resume it with --resume {folder}")
         folder.mkdir(parents=True, exist_ok=True)
         return folder
     stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
-    for attempt in range(1, 1000):
-        folder = parent / (f"{stamp}_s{seed}" if attempt == 1 else f"{stamp}-{attempt}_s{seed}")
-        try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
-            continue  # another job of the same second
-        return folder
-    raise FileExistsError(f"{folder}: a thousand runs of one second; is the clock standing still?")
-
-
-def started_processes() -> int | None:
-    """How many processes torchrun or srun has started; None where Lightning starts them, or there is one."""
-    name = "WORLD_SIZE" if "TORCHELASTIC_RUN_ID" in os.environ else "SLURM_STEP_NUM_TASKS"  # srun alone sets the latter
-    return int(os.environ[name]) if name in os.environ else None
+    folder = parent / f"{stamp}_s{seed}"
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:  # another job of the same second
+        folder = parent / f"{stamp}-{os.getpid()}_s{seed}"
+        folder.mkdir()
+    return folder
 
 
 def _job() -> str | None:
@@ -130,31 +154,36 @@ def _job() -> str | None:
     return job
 
 
+def started_processes() -> int | None:
+    """Return how many processes torchrun or srun started; None where Lightning starts them, or there is one."""
+    name = "WORLD_SIZE" if "TORCHELASTIC_RUN_ID" in os.environ else "SLURM_STEP_NUM_TASKS"  # srun alone sets the latter
+    return int(os.environ[name]) if name in os.environ else None
+
+
 def is_child() -> bool:
     """Whether another process of the job has chosen the run folder, or chooses the same one."""
-    return chosen_folder() is not None or _job() is not None
+    return _chosen_folder() is not None or _job() is not None
 
 
 def share_with_children(folder: Path | None) -> None:
-    """Hands the folder to the processes that Lightning starts from this one; None when the run is over."""
+    """Tell the folder to the processes that Lightning starts from this one; None when the run is over."""
     if folder is None:
         os.environ.pop(_CHOSEN, None)
     else:
         os.environ[_CHOSEN] = str(folder.resolve())
 
 
-def chosen_folder() -> Path | None:
-    """The folder that the process which started this one for another device has chosen."""
+def _chosen_folder() -> Path | None:
     chosen = os.environ.get(_CHOSEN)
     return Path(chosen) if chosen else None
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Keeps other trainings out of a run folder. The lock is the kernel's and goes with the process, however it ends.
+def lock(folder: Path) -> Iterator[None]:
+    """Keep other trainings out of a run folder.
 
-    (That of a lost machine goes when the file server gives it up.) Not ``flock``, which workers that outlive a killed
-    training would go on holding.
+    The lock is the kernel's and goes with the process, however it ends. (That of a lost machine goes when the file
+    server gives it up.) Not `flock`, which workers that outlive a killed training would go on holding.
 
     Raises:
         ValueError: Another process holds it.
@@ -165,9 +194,9 @@ def held(folder: Path) -> Iterator[None]:
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 file.seek(0)
-                who = file.read().strip() or "another process"
+                holder = file.read().strip() or "another process"
                 raise ValueError(
-                    f"{folder} is being trained by {who}; wait for it, or stop it (if that machine is gone, delete "
+                    f"{folder} is being trained by {holder}; wait for it, or stop it (if that machine is gone, delete "
                     f"{folder / '.lock'})"
                 ) from error
             # a file system without locks
@@ -178,12 +207,12 @@ def held(folder: Path) -> Iterator[None]:
 
 
 def status(folder: Path) -> str:
-    """How a run ended, or "running"; "died" if it never said how, which its free lock shows.
+    """Return how a run ended, or "running"; "died" if it never said how, which its free lock shows.
 
     Not for the process that trains the run: closing any handle of the file frees the kernel's lock.
 
     Raises:
-        ValueError: ``run.json`` is damaged.
+        ValueError: `run.json` is damaged.
     """
     recorded = str(read_record(folder).get("status", "finished"))
     if recorded != "running":
@@ -196,28 +225,3 @@ def status(folder: Path) -> str:
     except OSError:
         return "running"  # or a file system without locks, where nobody can know
     return "died"
-
-
-NEWEST_FIRST = ("latest.ckpt", "previous.ckpt", "best.ckpt")
-
-
-def newest_run(experiment: Path, seed: int, config: dict[str, Any], allowed: Sequence[str] = ()) -> Path | None:
-    """The newest run below ``runs/<experiment>`` with this seed and configuration that can be continued, or None."""
-    found = sorted(experiment.glob(f"*_s{seed}/config.yaml"), key=lambda path: path.stat().st_mtime, reverse=True)
-    said = False
-    for path in found:
-        run = path.parent
-        if chosen_folder() not in (None, run.resolve()):
-            continue
-        if not any((run / "checkpoints" / name).is_file() for name in NEWEST_FIRST):
-            continue
-        try:
-            changed = changed_settings(run, config, allowed)
-            if not changed:
-                return run
-            if not said:
-                print(f"{run}, the newest run, has other settings: {'; '.join(changed)}", file=sys.stderr, flush=True)
-                said = True
-        except (ValueError, OSError) as error:
-            print(f"warning: {error}; passed over", file=sys.stderr, flush=True)
-    return None

@@ -1,8 +1,9 @@
-"""`metrics.csv`: every logged row, and cutting it back to a checkpoint."""
+"""`metrics.csv`: every logged row at once, and cut back to a checkpoint when a run resumes."""
 
 import csv
 import io
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,23 +11,22 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from storage.atomic import write_atomically
-from storage.checkpoints import read_checkpoint
 
 
 class MetricsCSV(Logger):
-    """Writes each logging event as a row of ``metrics.csv``, at once; a continued run adds to the rows it has.
+    """Write each logging event as a row of `metrics.csv`; a resumed run adds to the rows it has.
 
-    Columns are ``epoch``, ``step`` (optimiser steps so far) and the metrics; a cell is empty where nothing was logged.
+    Columns are `step` (of the optimiser, from 0), `epoch`, `time` (seconds since 1970) and the metrics; a cell is empty
+    where nothing was logged. Lightning's own CSVLogger empties a folder that it finds full.
 
     Args:
-        folder: The run folder.
+        folder: the run folder.
     """
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
         self.path = folder / "metrics.csv"
         self._columns: list[str] = []
-        self._ahead: tuple[set[str], int | None] | None = None
 
     @property
     def name(self) -> str:
@@ -45,17 +45,9 @@ class MetricsCSV(Logger):
         """Nothing: the run folder holds the whole configuration."""
 
     @rank_zero_only
-    def log_ahead(self, metrics: Mapping[str, float], step: int) -> None:
-        """Writes a row that will be logged next, before a checkpoint: killed in between, a process never logs it."""
-        self.log_metrics(metrics, step)
-        self._ahead = set(metrics), step
-
-    @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        known, self._ahead = self._ahead == (set(metrics), step), None
-        if known:
-            return
-        row = {"epoch": metrics.get("epoch", ""), "step": "" if step is None else step, **metrics}
+        place = {"step": "" if step is None else step, "epoch": metrics.get("epoch", ""), "time": f"{time.time():.3f}"}
+        row = {**place, **metrics}
         new = [name for name in row if name not in self._columns]
         if new:
             self._add_columns(new)
@@ -63,27 +55,25 @@ class MetricsCSV(Logger):
             csv.DictWriter(file, self._columns, restval="", lineterminator="\n").writerow(row)
 
     def _add_columns(self, names: list[str]) -> None:
-        """Rewrites the file with more columns; a row that a killed run left half written is dropped."""
+        """Rewrite the file with more columns; a row that a killed run left half written is dropped."""
         text = self.path.read_text() if self.path.is_file() else ""
         reader = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())
         rows = list(reader)
         self._columns = list(dict.fromkeys([*(reader.fieldnames or []), *self._columns, *names]))
-        whole = io.StringIO()
-        writer = csv.DictWriter(whole, self._columns, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        write_atomically(self.path, whole.getvalue())
+        _write(self.path, self._columns, rows)
 
 
-def forget_beyond(run: Path, checkpoint: Path) -> None:
-    """Removes the rows of ``metrics.csv`` that were logged after the checkpoint: they will be logged again.
+def cut_back(path: Path, global_step: int) -> None:
+    """Remove the rows of `metrics.csv` that were logged after a checkpoint: they will be logged again.
+
+    Args:
+        path: the file; it may be missing.
+        global_step: optimiser steps that the checkpoint has behind it.
 
     Raises:
-        ValueError: the file is no CSV.
+        ValueError: The file is no CSV.
     """
-    path = run / "metrics.csv"
-    steps = read_checkpoint(checkpoint).get("global_step")
-    if not path.is_file() or not isinstance(steps, int):
+    if not path.is_file():
         return
     try:
         with path.open(newline="") as file:
@@ -92,12 +82,15 @@ def forget_beyond(run: Path, checkpoint: Path) -> None:
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path} cannot be read ({error}); restore it, or move it away to log anew") from error
     # A row that was being written when the power went has cells missing.
-    whole = [row for row in rows if None not in row and None not in row.values() and str(row.get("step")).isdigit()]
-    kept = [row for row in whole if int(row["step"]) < steps]
-    if len(kept) == len(rows):
-        return
+    complete = [row for row in rows if None not in row and None not in row.values() and str(row.get("step")).isdigit()]
+    kept = [row for row in complete if int(row["step"]) < global_step]
+    if len(kept) < len(rows):
+        _write(path, columns, kept)
+
+
+def _write(path: Path, columns: list[str], rows: Iterable[Mapping[str, Any]]) -> None:
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, columns)
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(kept)
+    writer.writerows(rows)
     write_atomically(path, text.getvalue())

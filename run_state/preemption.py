@@ -1,41 +1,83 @@
-"""What happens when a scheduler wants the machine back."""
+"""Give the machine back when a scheduler asks for it, without losing work.
+
+Lightning's own handlers end with exit code 0, may not save, and broadcast in the middle of other collective operations.
+"""
 
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing.sharedctypes import RawValue
 
-EXIT_REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: start me again later
+import lightning as L
 
+from run_state.lightning_internals import leave_signals_alone
+
+EXIT_REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: start me again later
 PREEMPTION_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+_WORKERS_LINGER_S = 30.0  # schedulers wait about as long before they kill
+_workers_may_end = RawValue("b", 1)  # in memory that worker processes share
 
 
 class PreemptedError(BaseException):
-    """The scheduler wants the machine back. Not an Exception: nothing may take it for an error of the training."""
+    """The scheduler wants the machine back. Not an `Exception`: nothing may take it for an error of the training."""
 
 
-WORKERS_LINGER = 30.0  # seconds; schedulers wait about as long before they kill
+class Preemption:
+    """Take SIGTERM and SIGUSR1 while a trainer runs.
 
-_training_is_over = RawValue("b", 1)  # in memory that worker processes share
+    Attributes:
+        requested: a signal has come, to this process.
+        deferred: a training is under way and looks at `requested` itself; otherwise the signal raises at once.
+    """
+
+    def __init__(self) -> None:
+        self.requested = self.deferred = False
+
+    @contextmanager
+    def listening(self, trainer: L.Trainer) -> Iterator[None]:
+        """Take the signals, and pass them on to the processes that Lightning has started for other devices.
+
+        Raises:
+            PreemptedError: On the first signal, unless it is `deferred`. Further signals change nothing.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def preempt(number: int, _: object) -> None:
+            if self.requested:
+                return
+            self.requested = True
+            if trainer.strategy.launcher is not None:
+                trainer.strategy.launcher.kill(number)
+            if not self.deferred:
+                raise PreemptedError
+
+        leave_signals_alone(trainer)
+        earlier = {number: signal.signal(number, preempt) for number in PREEMPTION_SIGNALS}
+        _workers_may_end.value = False
+        try:
+            yield
+        finally:
+            _workers_may_end.value = True
+            for number, handler in earlier.items():
+                signal.signal(number, handler)
 
 
-def outlive_signals(worker: int) -> None:
-    """For the worker processes of a loader: SIGTERM ends them a little later, unless the training is over; SIGUSR1 not.
+def defer_signals(worker: int) -> None:
+    """Let a loader's worker process outlive SIGTERM for a while, and ignore SIGUSR1.
 
-    A scheduler sends them to the whole process group, and the training needs its workers until it has saved.
+    A scheduler signals the whole process group, and the training needs its workers until it has saved.
     """
 
     def end(*_: object) -> None:
-        if _training_is_over.value:
+        if _workers_may_end.value:
             os._exit(0)
-        timer = threading.Timer(WORKERS_LINGER, os._exit, (0,))
+        timer = threading.Timer(_WORKERS_LINGER_S, os._exit, (0,))
         timer.daemon = True
         timer.start()
 
     signal.signal(signal.SIGTERM, end)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-
-
-def release_workers(over: bool) -> None:
-    """Says whether the worker processes may end at once when they are told to."""
-    _training_is_over.value = over

@@ -1,8 +1,4 @@
-"""Run folders: where a run lives, how it is named, found again and described.
-
-A run folder is ``runs/<experiment>/<time>_s<seed>`` and holds ``config.yaml``, ``checkpoints/``, ``metrics.csv``,
-``run.json``, ``wandb/``, and after testing ``metrics_{split}.json`` and ``predictions_{split}.csv``.
-"""
+"""Write down what a run is: its configuration, identity, software and data, in its folder and in W&B."""
 
 import contextlib
 import hashlib
@@ -11,44 +7,25 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import yaml
-from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import WandbLogger
 
 from run_state.folder import find_checkpoint, read_record
 from run_state.preemption import PreemptedError
+from run_state.wandb_run import run_id
 from storage.atomic import write_atomically
 
 _PACKAGES = ("lightning", "torch", "torchvision", "torchmetrics", "wandb", "albumentations", "numpy", "jsonargparse")
 
 
-def _git(*words: str) -> str | None:
-    try:
-        done = subprocess.run(
-            ["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
-
-
-def software_state() -> dict[str, object]:
-    """Git commit, whether files differ from it, versions of the packages and of Python; plain types."""
-    changes = _git("status", "--porcelain")
-    return {
-        "git_commit": _git("rev-parse", "HEAD"),
-        "git_dirty": None if changes is None else bool(changes),
-        "versions": {name: version(name) for name in _PACKAGES} | {"python": platform.python_version()},
-    }
-
-
 def data_identity(data: Any) -> dict[str, str | None]:
-    """What decides the pixels that a run sees: the arm's name, the data and the generator."""
+    """Return what decides the pixels that a run sees: the arm's name, the data and the generator."""
     upscaler = getattr(data, "upscaler", None)
     return {
         "arm": upscaler.name if upscaler else None,
@@ -58,10 +35,10 @@ def data_identity(data: Any) -> dict[str, str | None]:
 
 
 def check_same_data(folder: Path, data: Any) -> None:
-    """Refuses to continue or test a run with other pixels than it was trained on.
+    """Refuse to resume or test a run with other pixels than it was trained on.
 
     Raises:
-        ValueError: ``run.json`` of the folder names another arm, data set or generator.
+        ValueError: `run.json` of the folder names another arm, data set or generator.
     """
     path = folder / "run.json"
     if not path.is_file():
@@ -72,75 +49,75 @@ def check_same_data(folder: Path, data: Any) -> None:
             raise ValueError(f"{path}: {key} is {saved.get(key)!r}, but what is configured now has {value!r}")
 
 
-class RunRecord(SaveConfigCallback):
-    """Rank 0 writes ``config.yaml`` and ``run.json`` when a training starts, and how it ended when it ends.
+class RunRecord(L.Callback):
+    """Write `config.yaml` and `run.json` when a training starts, and how it ended when it ends.
 
-    The W&B run id is written at the start, so that a killed run can be continued under the same id. A test leaves both
+    The W&B run id is there from the start, so that a killed run can be resumed under the same id. A test leaves both
     files as they are; its run in W&B gets their content too.
+
+    Args:
+        config: the configuration, as YAML.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{**kwargs, "save_to_log_dir": False})
-        self._record: dict[str, Any] = {}  # of the training that runs
+    def __init__(self, config: str) -> None:
+        self.config = config
+        self._record: dict[str, Any] = {}  # of the training under way
 
-    def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Called by Lightning on rank 0 before anything runs."""
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if not trainer.is_global_zero:
+            return
         folder = Path(trainer.default_root_dir)
-        config = self.parser.dump(self.config, skip_none=False)
         logger = next((logger for logger in trainer.loggers if isinstance(logger, WandbLogger)), None)
-        path = folder / "run.json"
-        earlier = read_record(folder) if path.is_file() else {}
-        record = earlier
+        earlier = read_record(folder) if (folder / "run.json").is_file() else {}
         if stage == "fit":
-            record = self._record = self._describe(trainer, pl_module, logger) | {
-                "started": earlier.get("started", _now()),
-                **{name: earlier.get(name) or self._weights(name) for name in ("initial_weights", "hourglass_weights")},
-                "status": "running",
-            }
-            write_atomically(folder / "config.yaml", config)
+            self._record = self._describe(trainer, pl_module, logger, earlier)
+            write_atomically(folder / "config.yaml", self.config)
             self._write(trainer)
         if logger:
-            logger.experiment.config.update(
-                {"config": yaml.safe_load(config), "run": {**record, "folder": folder.name}}, allow_val_change=True
-            )
+            content = {
+                "config": yaml.safe_load(self.config),
+                "run": {**(self._record or earlier), "folder": folder.name},
+            }
+            logger.experiment.config.update(content, allow_val_change=True)
 
-    def _describe(self, trainer: L.Trainer, pl_module: L.LightningModule, logger: WandbLogger | None) -> dict[str, Any]:
+    def _describe(
+        self, trainer: L.Trainer, module: L.LightningModule, logger: WandbLogger | None, earlier: Mapping[str, Any]
+    ) -> dict[str, Any]:
         data = trainer.datamodule  # type: ignore[attr-defined]
+        config = yaml.safe_load(self.config)
+        weights = {
+            name: earlier.get(name) or _identify(config["model"].get("init_args", {}).get(name))
+            for name in ("initial_weights", "hourglass_weights")
+        }
         return {
-            "experiment": self.config.experiment,
-            "seed": self.config.seed_everything,
-            "wandb_id": logger.version if logger else None,
+            "experiment": config["experiment"],
+            "seed": config["seed_everything"],
+            "wandb_id": logger.version if logger else run_id(Path(trainer.default_root_dir)),
             **software_state(),
             **data_identity(data),
             "synthetic": data.synthetic,
-            "parameters": sum(parameter.numel() for parameter in pl_module.parameters()),
+            "parameters": sum(parameter.numel() for parameter in module.parameters()),
+            **weights,
+            "started": earlier.get("started", _now()),
+            "status": "running",
         }
 
-    def _weights(self, name: str) -> dict[str, str] | None:
-        """Which file of an earlier stage a generator started from; a resumed run does not need it any more."""
-        given = self.config.model.init_args.get(name)
-        if given is None:
-            return None
-        path = find_checkpoint(given)
-        return {"path": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-
     def _write(self, trainer: L.Trainer) -> None:
-        if trainer.is_global_zero and self._record:
-            write_atomically(Path(trainer.default_root_dir) / "run.json", json.dumps(self._record, indent=1) + "\n")
+        write_atomically(Path(trainer.default_root_dir) / "run.json", json.dumps(self._record, indent=1) + "\n")
 
-    def end(self, trainer: L.Trainer, status: str) -> None:
+    def _end(self, trainer: L.Trainer, status: str) -> None:
         if self._record:
             self._record |= {"status": status, "ended": _now()}
             self._write(trainer)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.is_global_zero:  # a finished run that is "continued" does not come here
+        if trainer.is_global_zero:  # a finished run that is "resumed" does not come here
             folder = Path(trainer.default_root_dir)
             for results in (*folder.glob("metrics_*.json"), *folder.glob("predictions_*.csv")):
                 results.unlink()  # of a checkpoint that this training goes beyond
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.end(trainer, "finished")
+        self._end(trainer, "finished")
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         orderly = {KeyboardInterrupt: "interrupted", PreemptedError: "preempted"}
@@ -151,7 +128,35 @@ class RunRecord(SaveConfigCallback):
             words = " ".join(str(exception).split())
             print(f"{place}: {type(exception).__name__}: {words}", file=sys.stderr, flush=True)
         with contextlib.suppress(OSError):  # on a full disk that is what is being reported
-            self.end(trainer, orderly.get(type(exception), f"failed: {type(exception).__name__}"))
+            self._end(trainer, orderly.get(type(exception), f"failed: {type(exception).__name__}"))
+
+
+def _identify(weights: str | None) -> dict[str, str] | None:
+    """Which file of an earlier stage a generator started from; a resumed run does not need it any more."""
+    if weights is None:
+        return None
+    path = find_checkpoint(weights)
+    return {"path": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+
+
+def software_state() -> dict[str, object]:
+    """Return the git commit, whether files differ from it, and versions of the packages and of Python; plain types."""
+    changes = _git("status", "--porcelain")
+    return {
+        "git_commit": _git("rev-parse", "HEAD"),
+        "git_dirty": None if changes is None else bool(changes),
+        "versions": {name: version(name) for name in _PACKAGES} | {"python": platform.python_version()},
+    }
+
+
+def _git(*words: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
 
 
 def _now() -> str:

@@ -1,107 +1,118 @@
-"""Which settings may differ when a run is resumed or tested."""
+"""Which settings may differ when a run is resumed or tested, and between the arms of a comparison: one table."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
-# Settings that name weights to start from. A continued run keeps but does not follow them: its own checkpoint has all
-# weights, and the files may be gone. (Frozen perceptual features from a file, DICGAN's perceptual_weights, are read
-# from that file again.)
-NEUTRAL = {"initial_weights": None, "hourglass_weights": None, "weights": "none"}
+Purpose = Literal["resume", "test", "compare"]
 
-MAY_CHANGE = (  # without another result, or on purpose
-    "config",
-    "data.init_args.num_workers",
-    "finite",
-    "latest",
-    "runs",
-    "tags",
-    *(
-        f"trainer.{name}"
-        for name in (
-            "accelerator",
-            "devices",
-            "enable_model_summary",
-            "enable_progress_bar",
-            "log_every_n_steps",
-            "logger",
-            "max_epochs",
-            "max_time",
-            "num_nodes",
-            "profiler",
-            "strategy",
-        )
-    ),
-)
-
-FIXED = "trainer.max_steps"  # whatever is allowed: Lightning would leave out the rest of the epoch that was the last
-
-TEST_MAY_CHANGE = (  # where and how fast; check_same_data sees to the pixels
-    *(f"data.init_args.{name}" for name in ("root", "cache_dir", "test_split", "batch_size", "upscaler")),
-    "best",
-    "experiment",
-    "model.init_args.weights",
-    "trainer",
-)
-
-ADDED = {"data.init_args.heatmap_sigma": 1.0}  # settings that older runs do not name, and what they had
+# Setting, as it is named in config.yaml, with all that is below it: for what it may differ. What is not named must not
+# differ. Where the data lie and what upscales them is free where their fingerprints are compared instead.
+MAY_DIFFER: dict[str, str] = {
+    "best": "test",
+    "config": "resume test compare",
+    "data.init_args.batch_size": "test",
+    "data.init_args.cache_dir": "resume test compare",
+    "data.init_args.num_workers": "resume test compare",
+    "data.init_args.root": "resume test compare",
+    "data.init_args.seed": "compare",
+    "data.init_args.test_split": "resume test compare",
+    "data.init_args.upscaler": "test compare",
+    "experiment": "test compare",
+    "finite": "resume test compare",
+    "latest": "resume test compare",
+    "runs": "resume test compare",
+    "seed_everything": "compare",
+    "tags": "resume test compare",
+    "trainer": "test",
+    "trainer.accelerator": "resume compare",
+    "trainer.devices": "resume compare",
+    "trainer.enable_model_summary": "resume compare",
+    "trainer.enable_progress_bar": "resume compare",
+    "trainer.log_every_n_steps": "resume compare",
+    "trainer.logger": "resume compare",
+    "trainer.max_epochs": "resume",
+    "trainer.max_time": "resume compare",
+    "trainer.num_nodes": "resume compare",
+    "trainer.profiler": "resume compare",
+    "trainer.strategy": "resume compare",
+}
+NEVER_ON_RESUME = "trainer.max_steps"  # Lightning would leave out the rest of the epoch that was the last
+# Weights to start from. A resumed or tested run keeps these settings but does not follow them: its checkpoint has all
+# weights, and the files may be gone. (Frozen features from a file are read again.)
+INITIAL_WEIGHTS = {"initial_weights": None, "hourglass_weights": None, "weights": "none"}
 
 
-def changed_settings(run: Path, config: dict[str, Any], allowed: Sequence[str] = ()) -> list[str]:
-    """How a configuration differs from that of a run, but for what may change.
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the values of a configuration by dotted name."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        below = isinstance(value, Mapping) and value
+        flat |= flatten(value, f"{prefix}{name}.") if below else {f"{prefix}{name}": value}
+    return flat
+
+
+def may_differ(name: str, purpose: Purpose, allowed: Sequence[str] = ()) -> bool:
+    """Whether a setting may differ.
+
+    Args:
+        name: dotted, as in config.yaml.
+        purpose: what the configuration is compared for.
+        allowed: further settings that may, with all that is below them.
+    """
+    if purpose == "resume" and name == NEVER_ON_RESUME:
+        return False
+    free = (*(setting for setting, purposes in MAY_DIFFER.items() if purpose in purposes.split()), *allowed)
+    return any(f"{name}.".startswith(f"{setting}.") for setting in free)
+
+
+def refuse_changes(run: Path, now: Mapping[str, Any], purpose: Purpose, allowed: Sequence[str] = ()) -> None:
+    """Refuse a configuration with which a run cannot be resumed or tested.
 
     Args:
         run: its folder.
-        config: what is configured now, as plain types.
-        allowed: further names that may change, with all that is below them.
-
-    Returns:
-        Sentences such as "seed_everything is 1, was 0".
+        now: the configuration.
+        purpose: what for.
+        allowed: settings that may differ on purpose.
 
     Raises:
-        ValueError: its configuration is damaged.
+        ValueError: Settings differ, or an allowed one does not exist, or `config.yaml` is damaged.
     """
-    try:
-        saved = _flat(yaml.safe_load((run / "config.yaml").read_text()) or {})
-    except (yaml.YAMLError, UnicodeDecodeError, AttributeError) as error:
-        raise ValueError(f"{run / 'config.yaml'} cannot be read ({' '.join(str(error).split())[:200]})") from error
-    now = _flat(config)
-    saved |= {name: value for name, value in ADDED.items() if name in now and name not in saved}
-    free = (*MAY_CHANGE, *allowed)
-    return [
-        f"{name} is {_shown(now, name)}, was {_shown(saved, name)}"
-        for name in sorted(saved.keys() | now.keys())
-        if saved.get(name) != now.get(name)
-        and (name == FIXED or not any(f"{name}.".startswith(f"{prefix}.") for prefix in free))
-    ]
-
-
-def _shown(settings: dict[str, Any], name: str) -> str:
-    return repr(settings[name]) if name in settings else "not set"
-
-
-def check_names(allowed: Sequence[str], config: dict[str, Any]) -> None:
-    """Refuses names of settings that do not exist.
-
-    Raises:
-        ValueError: names the first.
-    """
-    settings = _flat(config)
     for name in allowed:
-        if not any(f"{setting}.".startswith(f"{name}.") for setting in settings):
+        if not any(f"{setting}.".startswith(f"{name}.") for setting in flatten(now)):
             raise ValueError(
-                f"--allow_change {name}: there is no such setting; names are as in config.yaml, for instance "
-                "model.init_args.learning_rate"
+                f"--allow_change {name}: there is no such setting; expected a name as in config.yaml, for instance "
+                "model.init_args.optimizer.lr"
             )
+    changes = changed_settings(run, now, purpose, allowed)
+    if not changes:
+        return
+    hint = (
+        f" Only epochs, devices, workers and logging may differ. To change another setting on purpose, pass "
+        f"--allow_change NAME ({NEVER_ON_RESUME} can never change)."
+    )
+    raise ValueError(
+        f"cannot {purpose} {run} with different settings: {'; '.join(changes)}.{hint if purpose == 'resume' else ''}"
+    )
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Values by dotted names."""
-    found: dict[str, Any] = {}
-    for name, value in tree.items():
-        found |= (
-            _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) and value else {f"{prefix}{name}": value}
-        )
-    return found
+def changed_settings(run: Path, now: Mapping[str, Any], purpose: Purpose, allowed: Sequence[str] = ()) -> list[str]:
+    """Say how a configuration differs from that of a run, as "seed_everything is 1, was 0".
+
+    Raises:
+        ValueError: `config.yaml` of the run is damaged.
+    """
+    path = run / "config.yaml"
+    try:
+        before = flatten(yaml.safe_load(path.read_text()) or {})
+    except (yaml.YAMLError, UnicodeDecodeError, AttributeError) as error:
+        raise ValueError(f"{path} cannot be read ({' '.join(str(error).split())[:200]})") from error
+    after = flatten(now)
+    shown = [{name: repr(value) for name, value in settings.items()} for settings in (before, after)]
+    return [
+        f"{name} is {shown[1].get(name, 'not set')}, was {shown[0].get(name, 'not set')}"
+        for name in sorted(before.keys() | after.keys())
+        if before.get(name) != after.get(name) and not may_differ(name, purpose, allowed)
+    ]

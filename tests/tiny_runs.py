@@ -1,13 +1,13 @@
 """Arguments that make the shipped configurations run in seconds, for tests that really run them."""
 
 import csv
-import time
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
+from torch import nn
 
+from lightning_modules.classifier import EmotionClassifier
 from models.dic import DIC
 
 REPOSITORY = Path(__file__).parents[1]
@@ -25,12 +25,6 @@ TRAINER = [
     "--trainer.num_sanity_val_steps=0",
     "--trainer.enable_model_summary=false",
 ]
-SCHEDULE = (
-    "strategy",
-    "max_steps",
-    "check_val_every_n_epoch",
-    "val_check_interval",
-)  # settings above that are no sizes
 NETWORK = {"num_features": 4, "num_steps": 2, "num_groups": 1, "num_fusion_blocks": 1, "hourglass_features": 8}
 
 
@@ -92,16 +86,17 @@ def write_generator(path: Path, seed: int = 0, broken: bool = False) -> Path:
     return path
 
 
-def as_shipped(options: list[str]) -> list[str]:
-    """``options`` without those that change strategy and schedule: what is left makes a training small, no more."""
-    return [option for option in options if not option.startswith(tuple(f"--trainer.{name}=" for name in SCHEDULE))]
+class TinyClassifier(EmotionClassifier):
+    """The classifier's task with a network that trains and is saved in no time."""
 
-
-class HangingRank(L.Callback):
-    """Has the second process hang in its second epoch."""
-
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        if trainer.global_rank == 1 and trainer.current_epoch == 1:
-            time.sleep(600)
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.net = nn.Sequential(
+            nn.Conv2d(self.hparams["in_channels"], 4, 3, stride=4),
+            nn.BatchNorm2d(4),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(2),
+            nn.Flatten(),
+            nn.Dropout(0.1),
+            nn.Linear(16, 8),
+        )

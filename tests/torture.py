@@ -88,7 +88,9 @@ def outcome(run: Path) -> dict[str, Any]:
     """What two runs have to end with alike: weights, optimizers, schedules, and metrics.csv without its empty cells."""
     saved = read_checkpoint(run / "checkpoints" / "latest.ckpt")
     kept = ("state_dict", "current_model_state", "optimizer_states", "lr_schedulers", "epoch", "global_step")
-    rows = [{name: cell for name, cell in row.items() if cell} for row in read_csv(run / "metrics.csv")]
+    rows = [
+        {name: cell for name, cell in row.items() if cell and name != "time"} for row in read_csv(run / "metrics.csv")
+    ]
     return {name: saved[name] for name in kept if name in saved} | {"metrics.csv": rows}
 
 

@@ -1,0 +1,33 @@
+"""The private attributes of other packages that this project depends on: each in a function with a test of its own."""
+
+import lightning as L
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.strategies import DDPStrategy, Strategy
+
+
+def leave_signals_alone(trainer: L.Trainer) -> None:
+    """Keep Lightning from replacing the handlers of SIGTERM and SIGUSR1."""
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+
+
+def realign_logged_steps(trainer: L.Trainer) -> None:
+    """Give the loggers the step of the first batch after a resume.
+
+    Lightning counts a batch too many when a validation comes right before the checkpoint.
+    """
+    trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+
+
+def expect_unused_parameters(strategy: Strategy) -> None:
+    """Have DDP expect parameters without gradients, which a strategy that is built has no public setting for.
+
+    False is overridden, since a strategy that is given by its class has it by default. `static_graph`, the other way,
+    is left alone.
+    """
+    if isinstance(strategy, DDPStrategy) and not strategy._ddp_kwargs.get("static_graph"):
+        strategy._ddp_kwargs["find_unused_parameters"] = True
+
+
+def drop_anonymous(logger: WandbLogger) -> None:
+    """Leave out an argument that nobody gave and that W&B warns of."""
+    logger._wandb_init.pop("anonymous", None)
