@@ -13,16 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torchmetrics.classification import MulticlassAccuracy
 
 from commands.test import test as run_test
 from commands.train import train
 from datamodules.labels import CLASSES
 from run_state.folder import status
-from run_state.process_state import _added
 from storage.checkpoints import read_checkpoint
 from tests import torture
-from tests.test_exact_resume import KilledError, stop_after
+from tests.stopping import KilledError
+from tests.test_exact_resume import stop
 from tests.test_torchrun import free_port
 from tests.tiny_runs import (
     REPOSITORY,
@@ -133,7 +132,7 @@ def test_ranks_that_continue_from_different_checkpoints(tiny_ferplus: Path, tmp_
     job |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "GLOO_SOCKET_IFNAME": "lo"}
     nodes = [
         subprocess.Popen(
-            [sys.executable, str(REPOSITORY / "train"), *args, f"--runs={tmp_path / rank}"],
+            [sys.executable, str(REPOSITORY / "train.py"), *args, f"--runs={tmp_path / rank}"],
             stderr=subprocess.PIPE,
             text=True,
             env=os.environ | job | {"RANK": rank, "GROUP_RANK": rank, "OMP_NUM_THREADS": "1"},
@@ -143,7 +142,7 @@ def test_ranks_that_continue_from_different_checkpoints(tiny_ferplus: Path, tmp_
     said = [node.communicate(timeout=120)[1] for node in nodes]
     for node, words in zip(nodes, said, strict=True):
         assert node.returncode == 1
-        assert "continue from different checkpoints (rank 0 epoch 1 step 2, rank 1 epoch 0 step 0)" in words
+        assert "resume from different checkpoints (rank 0 epoch 1 step 2, rank 1 epoch 0 step 0)" in words
 
 
 def test_testing(trained: Path) -> None:
@@ -197,28 +196,14 @@ def test_stopped_by_one_process_continued_by_two(tiny_faces: Path, tmp_path: Pat
     weights = write_generator(tmp_path / "generator.ckpt")
     arguments = [*config("generator/dic_small"), *options, "--latest.minutes=0", f"--model.initial_weights={weights}"]
     whole = train([*arguments, f"--runs={tmp_path / 'whole'}"])
-    with pytest.MonkeyPatch.context() as patched:
-        stop_after(patched, 3)
-        with pytest.raises(KilledError):
-            train([*arguments, f"--runs={tmp_path / 'stopped'}"])
+    with pytest.raises(KilledError):
+        train([*arguments, f"--runs={tmp_path / 'stopped'}", *stop(tmp_path, batches=3)])
     (stopped,) = (tmp_path / "stopped").glob("*/*")
     printed = start("train", ["--resume", str(stopped), *TWO])
-    assert "saved by 1 process, continued by 2: the same images in every batch" in printed
+    assert "resuming with 2 processes a run saved with 1: batches are identical" in printed
     other = train([*arguments, f"--runs={tmp_path / 'other'}", "--seed_everything=1"])  # other batches
     final = [
         read_checkpoint(run / "checkpoints" / "latest.ckpt")["current_model_state"] for run in (whole, stopped, other)
     ]
     apart = [max(float((state[key] - final[0][key]).abs().max()) for key in final[0]) for state in final]  # type: ignore[attr-defined,index]
     assert apart[1] < 2e-4 < apart[2] / 4
-
-
-def test_running_metrics_of_several_processes_are_added() -> None:
-    metrics = [MulticlassAccuracy(3, average="micro") for _ in range(3)]
-    guess, truth = torch.tensor([0, 1, 2, 0, 1]), torch.tensor([0, 1, 1, 1, 1])
-    metrics[0].update(guess[:2], truth[:2])
-    metrics[1].update(guess[2:], truth[2:])
-    metrics[2].update(guess, truth)
-    states = [{"train_acc": {name: getattr(metric, name) for name in metric._defaults}} for metric in metrics]
-    together = _added(states[:2])["train_acc"]
-    assert together.keys() == states[2]["train_acc"].keys()
-    assert all(torch.equal(together[name], value) for name, value in states[2]["train_acc"].items())

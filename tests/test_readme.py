@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from commands import compare, export, prepare, stages, upscale_folder
-from commands.test import test
+from commands.test import test as run_test
 from commands.train import train
 from commands.upscale import upscale
 from datamodules.synthetic import writing
@@ -46,7 +46,7 @@ def parse(name: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Parses the arguments of one of the project's programs; SystemExit with a code other than 0 if they are wrong."""
     programs: dict[str, Callable[[list[str]], Any]] = {
         "train": train,
-        "test": test,
+        "test": run_test,
         "upscale": upscale,
     }
     if name == "upscale" and "--images" in words:

@@ -54,7 +54,7 @@ def test_ranks_take_turns_in_one_order() -> None:
 
 
 def test_rank_beyond_the_world_is_refused() -> None:
-    with pytest.raises(ValueError, match="rank is 2, allowed are 0 to 1"):
+    with pytest.raises(ValueError, match="rank is 2, expected 0 to 1"):
         EpochSampler(5, rank=2, world_size=2)
 
 

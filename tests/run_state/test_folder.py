@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from run_state.folder import find_checkpoint, find_run, held, new_run_folder, share_with_children, status
+from run_state.folder import find_checkpoint, find_run, lock, new_run_folder, share_with_children, status
 from run_state.record import software_state
 
 
@@ -20,8 +20,8 @@ def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_runs_of_the_same_second_get_folders_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.strftime", lambda form: "2026-01-02_03-04-05")
-    folders = [new_run_folder(tmp_path, "arm", seed) for seed in (0, 0, 0, 1)]
-    names = ["2026-01-02_03-04-05_s0", "2026-01-02_03-04-05-2_s0", "2026-01-02_03-04-05-3_s0", "2026-01-02_03-04-05_s1"]
+    folders = [new_run_folder(tmp_path, "arm", seed) for seed in (0, 0, 1)]
+    names = ["2026-01-02_03-04-05_s0", f"2026-01-02_03-04-05-{os.getpid()}_s0", "2026-01-02_03-04-05_s1"]
     assert [folder.name for folder in folders] == names
     assert all(folder.is_dir() and folder.parent == tmp_path / "arm" for folder in folders)
 
@@ -35,16 +35,16 @@ def test_children_take_the_folder_of_their_parent(tmp_path: Path) -> None:
 
 
 def test_one_process_at_a_time_trains_in_a_folder_and_a_killed_one_leaves_no_lock(tmp_path: Path) -> None:
-    code = "import sys; from pathlib import Path; from run_folders import held\n"
-    code += "with held(Path(sys.argv[1])): print('held', flush=True); input()"
+    code = "import sys; from pathlib import Path; from run_state.folder import lock\n"
+    code += "with lock(Path(sys.argv[1])): print('locked', flush=True); input()"
     with subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         cwd=Path(__file__).parents[2],
     ) as other:
-        assert other.stdout is not None and other.stdout.readline() == b"held\n"
-        with pytest.raises(ValueError, match=rf"trained by process {other.pid} on .*; wait for it"), held(tmp_path):
+        assert other.stdout is not None and other.stdout.readline() == b"locked\n"
+        with pytest.raises(ValueError, match=rf"trained by process {other.pid} on .*; wait for it"), lock(tmp_path):
             pass
         (tmp_path / "run.json").write_text('{"status": "running"}')
         assert status(tmp_path) == "running"
@@ -53,7 +53,7 @@ def test_one_process_at_a_time_trains_in_a_folder_and_a_killed_one_leaves_no_loc
     assert status(tmp_path) == "died"
     (tmp_path / "run.json").write_text('{"status": "preempted"}')
     assert status(tmp_path) == "preempted"
-    with held(tmp_path):
+    with lock(tmp_path):
         assert str(os.getpid()) in (tmp_path / ".lock").read_text()
 
 
@@ -62,9 +62,15 @@ def test_processes_of_a_job_share_a_folder(tmp_path: Path, monkeypatch: pytest.M
     folder = new_run_folder(tmp_path, "arm", 7)
     assert folder == tmp_path / "arm" / "night_s7" == new_run_folder(tmp_path, "arm", 7)
     (folder / "run.json").write_text("{}")
-    with pytest.raises(ValueError, match="continue it with --resume"):
+    with pytest.raises(ValueError, match="resume it with --resume"):
         new_run_folder(tmp_path, "arm", 7)
-    assert new_run_folder(tmp_path, "arm", 7, again=True) == folder  # started again, as by torchrun --max-restarts
+    assert new_run_folder(tmp_path, "arm", 7, restarted=True) == folder  # as by torchrun --max-restarts
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints" / "latest.ckpt").touch()
+    with pytest.raises(
+        ValueError, match="holds a run of this job already"
+    ):  # of other settings, or it would be resumed
+        new_run_folder(tmp_path, "arm", 7, restarted=True)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")  # torchrun's default
     with pytest.raises(ValueError, match="rdzv-id"):
         new_run_folder(tmp_path, "arm", 7)

@@ -1,32 +1,23 @@
-"""metrics.csv, and when W&B may go online."""
+"""When W&B goes online: never without a key, and never with a question."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import wandb
 
-from run_state.metrics_csv import MetricsCSV
-from run_state.wandb_run import wandb_mode
-
-
-def test_rows_are_written_at_once_and_columns_may_come_later(tmp_path: Path) -> None:
-    logger = MetricsCSV(tmp_path)
-    logger.log_metrics({"val/acc": 0.5, "epoch": 0}, step=3)
-    assert (tmp_path / "metrics.csv").read_text() == "epoch,step,val/acc\n0,3,0.5\n"
-    logger.log_metrics({"train/loss": 2.0, "epoch": 0}, step=3)
-    assert (tmp_path / "metrics.csv").read_text() == "epoch,step,val/acc,train/loss\n0,3,0.5,\n0,3,,2.0\n"
+from run_state.wandb_run import run_id, wandb_mode
 
 
-def test_a_continued_run_keeps_its_rows(tmp_path: Path) -> None:
-    MetricsCSV(tmp_path).log_metrics({"val/acc": 0.5, "epoch": 0}, step=3)
-    with (tmp_path / "metrics.csv").open("a") as file:
-        file.write("1,7,0.")  # killed while writing
-    continued = MetricsCSV(tmp_path)
-    continued.log_metrics({"val/acc": 0.75, "epoch": 1}, step=7)
-    continued.log_metrics({"val/acc": 1.0, "epoch": 2}, step=11)
-    assert (tmp_path / "metrics.csv").read_text() == "epoch,step,val/acc\n0,3,0.5\n1,7,0.75\n2,11,1.0\n"
+@pytest.fixture(autouse=True)
+def fresh_session() -> Iterator[None]:
+    """W&B looks for its key once in a process."""
+    wandb.teardown()
+    yield
+    wandb.teardown()
 
 
-KEY, LOGIN = {"WANDB_API_KEY": "k"}, "machine api.wandb.ai\n  login user\n  password k\n"
+KEY, LOGIN = {"WANDB_API_KEY": "k" * 40}, "machine api.wandb.ai\n  login user\n  password " + "k" * 40 + "\n"
 
 
 @pytest.mark.parametrize(
@@ -60,3 +51,9 @@ def test_online_without_a_key_is_an_error_and_no_question(tmp_path: Path, monkey
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
     with pytest.raises(ValueError, match="there is no key"):
         wandb_mode()
+
+
+def test_the_id_is_that_of_the_record_or_new(tmp_path: Path) -> None:
+    assert run_id(tmp_path) != run_id(tmp_path)
+    (tmp_path / "run.json").write_text('{"wandb_id": "abc"}')
+    assert run_id(tmp_path) == "abc"

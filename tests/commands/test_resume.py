@@ -1,0 +1,184 @@
+"""`--resume RUN` and `--resume auto`: which run, with which settings, alone in its folder."""
+
+import errno
+import hashlib
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import wandb
+
+from commands.test import test as run_test
+from commands.train import train
+from datamodules.ferplus.datamodule import FERPlusDataModule
+from storage.checkpoints import read_checkpoint
+from tests.stopping import KilledError, Stop
+from tests.test_exact_resume import WHOLE, stop
+from tests.tiny_runs import classifier_args, config, generator_options, read_csv, write_generator
+
+TINY = "--model=tests.tiny_runs.TinyClassifier"
+
+
+@pytest.fixture
+def run(tiny_ferplus: Path, tmp_path: Path) -> Path:
+    """A finished run of one epoch."""
+    return train(classifier_args(tiny_ferplus, tmp_path / "runs", TINY))
+
+
+def contents(run: Path) -> dict[Path, bytes]:
+    """Every file but the lock, and what W&B's service goes on writing."""
+    files = [path for path in run.rglob("*") if path.is_file() and path.name != ".lock" and "wandb" not in path.parts]
+    return {path: path.read_bytes() for path in files}
+
+
+def refused(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as refusal:
+        train(args)
+    assert refusal.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_other_settings_are_refused_unless_allowed(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (run / "run.json").read_text()
+    other = ["--resume", str(run), "--trainer.max_epochs=2", "--model.label_smoothing=0.2", "--data.num_workers=0"]
+    printed = refused(other, capsys)
+    assert "model.init_args.label_smoothing is 0.2, was 0.05" in printed and "max_epochs" not in printed
+    assert (run / "run.json").read_text() == before
+    printed = refused([*other, "--allow_change", "model.label_smoothing"], capsys)
+    assert "--allow_change model.label_smoothing: there is no such setting" in printed
+    assert train([*other, "--allow_change", "seed_everything, model.init_args.label_smoothing"]) == run
+
+
+def test_auto_resumes_the_newest_run_of_the_configuration_or_starts_one(
+    tiny_ferplus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def auto(*more: str) -> Path:
+        return train(["--resume", "auto", *classifier_args(tiny_ferplus, tmp_path, TINY, *more)])
+
+    first, other, seeded = auto(), auto("--model.label_smoothing=0.2"), auto("--seed_everything=1")
+    assert len({first, other, seeded}) == 3
+    printed = capsys.readouterr()
+    assert "the newest run, has other settings: model.init_args.label_smoothing is 0.2, was 0.05" in printed.err
+    assert printed.out.count("no run to resume; starting one") == 3
+    assert auto("--trainer.max_epochs=2") == first
+    assert [row["epoch"] for row in read_csv(first / "metrics.csv") if row["val/acc"]] == ["0", "1"]
+
+
+def test_a_generator_goes_on_without_the_file_that_it_started_from(tiny_faces: Path, tmp_path: Path) -> None:
+    weights = write_generator(tmp_path / "generator.ckpt")
+    arguments = [*config("generator/dic_small"), f"--runs={tmp_path}", *generator_options(tiny_faces)]
+    run = train([*arguments, f"--model.initial_weights={weights}"])
+    recorded = json.loads((run / "run.json").read_text())["initial_weights"]
+    assert recorded == {"path": str(weights), "sha256": hashlib.sha256(weights.read_bytes()).hexdigest()}
+    weights.unlink()
+    assert train(["--resume", str(run), "--trainer.max_epochs=2"]) == run
+    assert json.loads((run / "run.json").read_text())["initial_weights"] == recorded
+
+
+def test_auto_does_not_join_a_run_that_started_from_other_weights(
+    tiny_faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = [write_generator(tmp_path / f"{seed}.ckpt", seed) for seed in (0, 1)]
+    arguments = [*config("generator/dic_small"), f"--runs={tmp_path}", *generator_options(tiny_faces)]
+    first, second = (train(["--resume", "auto", *arguments, f"--model.initial_weights={path}"]) for path in weights)
+    assert first != second
+    again = ["--resume", "auto", *arguments, f"--model.initial_weights={weights[0]}", "--trainer.max_epochs=2"]
+    assert train(again) == train(again) == first  # twice: the first time has written the configuration anew
+    printed = refused(["--resume", str(first), f"--model.initial_weights={weights[1]}"], capsys)
+    assert "initial_weights is" in printed
+
+
+def test_a_moved_run_keeps_its_best_score(tiny_ferplus: Path, tmp_path: Path) -> None:
+    arguments = [*WHOLE, TINY, "--best.monitor=val/loss", "--best.mode=min"]
+    run = train(classifier_args(tiny_ferplus, tmp_path, *arguments))
+    moved = run.rename(tmp_path / "moved")
+    before = read_checkpoint(moved / "checkpoints" / "latest.ckpt")["callbacks"]
+    train(["--resume", str(moved), "--trainer.max_epochs=3"])
+    scores = [float(row["val/loss"]) for row in read_csv(moved / "metrics.csv") if row["val/loss"]]
+    assert len(scores) == 3
+
+    def best(callbacks: Any) -> dict[str, Any]:
+        return next(state for name, state in callbacks.items() if name.startswith("ModelCheckpoint"))
+
+    after: Any = read_checkpoint(moved / "checkpoints" / "latest.ckpt")["callbacks"]
+    assert float(best(before)["best_model_score"]) == pytest.approx(min(scores[:2]))
+    assert float(best(after)["best_model_score"]) == pytest.approx(min(scores))
+    assert best(after)["best_model_path"] == str(moved / "checkpoints" / "best.ckpt")
+
+
+def test_two_trainings_do_not_share_a_run_folder(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with (run / "metrics.csv").open("a") as file:
+        file.write("99,1,0,\n")  # which a run that may be resumed would lose
+    before = contents(run)
+
+    def held(*_: object) -> None:
+        raise BlockingIOError(errno.EAGAIN, "held")
+
+    monkeypatch.setattr("fcntl.lockf", held)
+    assert "is being trained by process" in refused(["--resume", str(run), "--trainer.max_epochs=2"], capsys)
+    assert "SUPERFER_RUN_FOLDER" not in os.environ
+    assert before == contents(run)
+
+
+def test_preempted_before_the_first_batch(tiny_ferplus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a cache is filled, for instance."""
+    monkeypatch.setattr(FERPlusDataModule, "train_dataloader", lambda _: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(SystemExit) as stopped:
+        train(classifier_args(tiny_ferplus, tmp_path, TINY))
+    assert stopped.value.code == 75
+    (run,) = tmp_path.glob("*/*")
+    assert json.loads((run / "run.json").read_text())["status"] == "preempted"
+
+
+def test_wandb_hears_of_a_preemption(tiny_ferplus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(wandb.Run, "mark_preempting", lambda run: told.append(run.id))
+    with pytest.raises(SystemExit):
+        train([*classifier_args(tiny_ferplus, tmp_path, TINY), *stop(tmp_path, batches=1, how="SIGTERM")])
+    (run,) = tmp_path.glob("*/*")
+    assert told == [json.loads((run / "run.json").read_text())["wandb_id"]]
+
+
+def test_preempted_test_leaves_no_result(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = run / "metrics_test.json"
+    with monkeypatch.context() as patched:
+        patched.setattr(Stop, "on_test_batch_end", lambda *_: signal.raise_signal(signal.SIGTERM), raising=False)
+        with pytest.raises(SystemExit) as stopped:
+            run_test(["--ckpt_path", str(run), *stop(run)])
+    assert stopped.value.code == 75 and "preempted; give the same command again" in capsys.readouterr().err
+    assert not report.exists() and not (run / "predictions_test.csv").exists()
+    assert json.loads((run / "run.json").read_text())["status"] == "finished", "the training"
+    run_test(["--ckpt_path", str(run)])
+    assert report.exists() and (run / "predictions_test.csv").exists()
+
+
+def test_a_test_of_other_data_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(record | {"data_fingerprint": "another"}))
+    for command, name in ((run_test, "--ckpt_path"), (train, "--resume")):
+        with pytest.raises(SystemExit) as refusal:
+            command([name, str(run)])
+        assert refusal.value.code == 2
+        assert "data_fingerprint is 'another', but what is configured now has" in capsys.readouterr().err
+
+
+def test_rows_beyond_the_checkpoint_are_logged_once(tiny_ferplus: Path, tmp_path: Path) -> None:
+    """Killed long after the last checkpoint."""
+    arguments = classifier_args(tiny_ferplus, tmp_path, TINY, *WHOLE)
+    with pytest.raises(KilledError):
+        train([*arguments, *stop(tmp_path, batches=8)])
+    (run,) = tmp_path.glob("*/*")
+    assert read_checkpoint(run / "checkpoints" / "latest.ckpt")["global_step"] == 4
+    assert max(int(row["step"]) for row in read_csv(run / "metrics.csv")) > 4
+    train(["--resume", str(run)])
+    steps = [int(row["step"]) for row in read_csv(run / "metrics.csv") if row["lr-SGD/pg1"]]
+    assert steps == list(range(8))
+    assert [row["epoch"] for row in read_csv(run / "metrics.csv") if row["val/acc"]] == ["0", "1"]

@@ -1,0 +1,108 @@
+"""Checkpoints appear whole or not at all, and the newest that is intact is found."""
+
+import errno
+from pathlib import Path
+
+import pytest
+import torch
+
+from commands.train import train
+from run_state.checkpoints import AtomicCheckpointIO, newest_intact
+from storage.checkpoints import CheckpointError, read_checkpoint
+from tests.test_exact_resume import NOW, WHOLE
+from tests.tiny_runs import classifier_args
+from tests.torture import difference, outcome
+
+TINY = "--model=tests.tiny_runs.TinyClassifier"
+
+
+def no_space(file: int) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def write(run: Path, name: str, step: int) -> Path:
+    path = run / "checkpoints" / name
+    AtomicCheckpointIO().save_checkpoint({"global_step": step, "loops": {}, "weights": torch.arange(1000.0)}, path)
+    return path
+
+
+def test_damaged_checkpoints_are_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    best = write(tmp_path, "best.ckpt", 4)
+    write(tmp_path, "latest.ckpt", 6)
+    latest = write(tmp_path, "latest.ckpt", 8)
+    previous = latest.with_name("previous.ckpt")
+    assert (newest_intact(tmp_path).path, newest_intact(tmp_path).global_step) == (latest, 8)
+    content = bytearray(latest.read_bytes())
+    content[len(content) // 2] ^= 1  # one bit, in the weights
+    latest.write_bytes(content)
+    assert (newest_intact(tmp_path).path, newest_intact(tmp_path).global_step) == (previous, 6)
+    assert "has changed since it was written" in capsys.readouterr().err
+    previous.write_bytes(b"")
+    assert newest_intact(tmp_path).global_step == 4
+    best.unlink()
+    torch.save({"state_dict": {}}, best)  # weights alone, as exported
+    with pytest.raises(CheckpointError, match=r"best\.ckpt is not the checkpoint of a training"):
+        newest_intact(tmp_path)
+
+
+def test_no_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"looked for .*latest\.ckpt and .*previous\.ckpt and .*best\.ckpt"):
+        newest_intact(tmp_path)
+
+
+def test_failed_save_spares_the_checkpoint_that_is_intact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The newest is damaged, the one before it is not, and the disk is full."""
+    previous = write(tmp_path, "previous.ckpt", 5)
+    latest = previous.with_name("latest.ckpt")
+    latest.write_bytes(b"damaged")
+    before = previous.read_bytes()
+    monkeypatch.setattr("os.fsync", no_space)
+    with pytest.raises(OSError, match="cannot be written"):
+        write(tmp_path, "latest.ckpt", 6)
+    assert previous.read_bytes() == before
+    assert sorted(path.name for path in latest.parent.iterdir()) == ["latest.ckpt", "previous.ckpt"]
+
+
+def test_full_disk_stops_the_run_and_leaves_the_earlier_checkpoint(
+    tiny_ferplus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = [TINY, *WHOLE, NOW]
+    whole = train(classifier_args(tiny_ferplus, tmp_path / "whole", *arguments))
+    save = AtomicCheckpointIO.save_checkpoint
+
+    def fill(
+        self: AtomicCheckpointIO, checkpoint: dict[str, object], path: str | Path, storage_options: object = None
+    ) -> None:
+        with monkeypatch.context() as patched:
+            if checkpoint["global_step"] == 6:
+                patched.setattr("os.fsync", no_space)
+            save(self, checkpoint, path, storage_options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(AtomicCheckpointIO, "save_checkpoint", fill)
+        with pytest.raises(OSError, match=r"No space left.*the earlier ones are intact: make room and resume"):
+            train(classifier_args(tiny_ferplus, tmp_path / "stopped", *arguments))
+    (run,) = (tmp_path / "stopped").glob("*/*")
+    assert read_checkpoint(run / "checkpoints" / "latest.ckpt")["global_step"] == 5
+    assert not list(run.rglob("*.writing-*")), "a half-written file is left"
+    train(["--resume", str(run)])
+    assert difference(outcome(whole), outcome(run)) is None
+
+
+def test_saved_when_an_epoch_begins_and_at_the_end_but_not_in_between(
+    tiny_ferplus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten minutes have not passed."""
+    saved: list[int] = []
+    save = AtomicCheckpointIO.save_checkpoint
+
+    def note(
+        self: AtomicCheckpointIO, checkpoint: dict[str, object], path: str | Path, storage_options: object = None
+    ) -> None:
+        if Path(path).name == "latest.ckpt":
+            saved.append(checkpoint["global_step"])
+        save(self, checkpoint, path, storage_options)
+
+    monkeypatch.setattr(AtomicCheckpointIO, "save_checkpoint", note)
+    train(classifier_args(tiny_ferplus, tmp_path, TINY, *WHOLE))
+    assert saved == [0, 4, 8]

@@ -1,0 +1,79 @@
+"""The private attributes that the project depends on do what it takes them for."""
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.demos.boring_classes import BoringModel
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.strategies import DDPStrategy
+
+from run_state import lightning_internals as internals
+
+
+class Steps(L.Callback):
+    """Notes the step that loggers are given, at the start of a batch."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, int]] = []
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: object) -> None:
+        trainer.fit_loop.epoch_loop._batches_that_stepped += 5
+        internals.realign_logged_steps(trainer)
+        self.seen.append((trainer.fit_loop.epoch_loop._batches_that_stepped, trainer.global_step))
+
+
+def trainer(folder: Path, *callbacks: L.Callback) -> L.Trainer:
+    quiet: dict[str, Any] = {
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "logger": False,
+    }
+    return L.Trainer(
+        default_root_dir=folder,
+        accelerator="cpu",
+        max_steps=3,
+        callbacks=[*callbacks],
+        **quiet,
+    )
+
+
+def test_steps_of_the_loggers(tmp_path: Path) -> None:
+    steps = Steps()
+    trainer(tmp_path, steps).fit(BoringModel())
+    assert steps.seen == [(0, 0), (1, 1), (2, 2)]
+
+
+def test_handlers_stay(tmp_path: Path) -> None:
+    def mine(*_: object) -> None: ...
+
+    class Look(L.Callback):
+        seen: object = None
+
+        def on_train_start(self, *_: object) -> None:
+            self.seen = signal.getsignal(signal.SIGTERM)
+
+    look, before = Look(), signal.signal(signal.SIGTERM, mine)
+    try:
+        fit = trainer(tmp_path, look)
+        internals.leave_signals_alone(fit)
+        fit.fit(BoringModel())
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert look.seen is mine
+
+
+def test_unused_parameters_are_expected_unless_the_graph_is_static() -> None:
+    for given, expected in (({}, True), ({"find_unused_parameters": False}, True), ({"static_graph": True}, None)):
+        strategy = DDPStrategy(**given)
+        internals.expect_unused_parameters(strategy)
+        assert strategy._ddp_kwargs.get("find_unused_parameters") is expected
+
+
+def test_anonymous_is_dropped(tmp_path: Path) -> None:
+    logger = WandbLogger(save_dir=tmp_path, offline=True)
+    assert "anonymous" in logger._wandb_init
+    internals.drop_anonymous(logger)
+    assert "anonymous" not in logger._wandb_init and logger._wandb_init["dir"]
