@@ -1,9 +1,11 @@
 """Arguments that make the shipped configurations run in seconds, for tests that really run them."""
 
 import csv
+import time
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
 from torch import nn
 
@@ -25,6 +27,12 @@ TRAINER = [
     "--trainer.num_sanity_val_steps=0",
     "--trainer.enable_model_summary=false",
 ]
+SCHEDULE = (
+    "strategy",
+    "max_steps",
+    "check_val_every_n_epoch",
+    "val_check_interval",
+)  # settings above that are no sizes
 NETWORK = {"num_features": 4, "num_steps": 2, "num_groups": 1, "num_fusion_blocks": 1, "hourglass_features": 8}
 
 
@@ -84,6 +92,21 @@ def write_generator(path: Path, seed: int = 0, broken: bool = False) -> Path:
     state = {f"net.{key}": value.fill_(torch.nan) if broken else value for key, value in net.state_dict().items()}
     torch.save({"dic_config": net.config, "state_dict": state}, path)
     return path
+
+
+def as_shipped(options: list[str]) -> list[str]:
+    """``options`` without those that change strategy and schedule: what is left makes a training small, no more."""
+    return [option for option in options if not option.startswith(tuple(f"--trainer.{name}=" for name in SCHEDULE))]
+
+
+class HangingRank(L.Callback):
+    """Has the second process hang in its second epoch."""
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_rank == 1 and trainer.current_epoch == 1:
+            time.sleep(600)
 
 
 class TinyClassifier(EmotionClassifier):
