@@ -17,7 +17,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 
 from callbacks.finite_gradients import FiniteGradients
-from callbacks.prediction_report import TestReport
+from callbacks.prediction_report import PredictionReport
 from callbacks.text_progress import LogLines
 from commands.console import keep_freed_memory
 from models.bfloat16 import check_bfloat16
@@ -188,7 +188,7 @@ class SuperFERCLI(LightningCLI):
         if self.command == "train":
             own += [ProcessState(), LearningRateMonitor(logging_interval="step")]  # in this order, see ProcessState
         else:
-            own.append(TestReport())
+            own.append(PredictionReport())
         return self.instantiate_trainer(
             default_root_dir=str(folder),
             plugins=[*(settings.plugins or []), AtomicCheckpointIO()],
@@ -214,6 +214,8 @@ class SuperFERCLI(LightningCLI):
         """Refuse devices without a process or an image, and processes that know nothing of each other."""
         trainer, data = self.trainer, self.datamodule
         nodes, per_node, devices = trainer.num_nodes, trainer.num_devices, trainer.world_size
+        if self.command == "test" and devices > 1:
+            raise ValueError(f"trainer has {devices} devices, expected 1: a test runs on one")
         started = (started_processes() if self.command == "train" else None) or devices
         if {devices, started} != {nodes * per_node}:
             raise ValueError(

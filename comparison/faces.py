@@ -34,5 +34,5 @@ def arm_images(config: Path, split: Split, names: list[str]) -> np.ndarray:
     data = parser.instantiate(parsed).data
     if not isinstance(data, FERPlusDataModule):
         raise ValueError(f"{config}: the data are {type(data).__name__}, needed is FERPlusDataModule")
-    images = data.enlarged(split, names)
+    images = data.faces(split, names)
     return images[:, 0] if images.shape[1] == 1 else images.transpose(0, 2, 3, 1)

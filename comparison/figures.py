@@ -16,10 +16,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from comparison.measures import Arms
-from comparison.reading import ComparisonError, Predictions, Rule, Run, Split
-from datamodules.labels import CLASSES
+from comparison.reading import ComparisonError, Predictions, Rule, Run
+from datamodules.labels import CLASSES, SPLIT_TITLES, Split
 
-SPLIT_TITLES: dict[Split, str] = {"train": "training", "val": "validation", "test": "test"}
 ARM_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 ARM_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 RIGHT, WRONG = "#0072B2", "#B24700"

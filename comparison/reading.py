@@ -17,12 +17,10 @@ from typing import Any, Literal
 import numpy as np
 import yaml
 
-from datamodules.labels import CLASSES
+from datamodules.labels import CLASSES, SPLITS, Split
 
-Split = Literal["train", "val", "test"]
 Rule = Literal["majority", "argmax"]
 Subset = Literal["all", "without_train_duplicates"]
-SPLITS: tuple[Split, ...] = ("train", "val", "test")
 RULES: tuple[Rule, ...] = ("majority", "argmax")
 SUBSETS: tuple[Subset, ...] = ("all", "without_train_duplicates")
 CURVES = ("train/acc", "val/acc", "train/loss", "val/loss")

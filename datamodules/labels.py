@@ -1,4 +1,4 @@
-"""From the ten FER+ vote counts of an image to its training target.
+"""Classes and splits of FER+, and how the ten vote counts of an image become its training target.
 
 Barsoum et al., "Training Deep Networks for Facial Expression Recognition with Crowd-Sourced Label Distribution",
 ICMI 2016 (arXiv 1608.01041), section 3; the processing of single votes and ties follows the reference label files.
@@ -12,6 +12,12 @@ CLASSES = ("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "f
 
 VOTE_COLUMNS = (*CLASSES, "unknown", "NF")  # NF: not a face
 
+Split = Literal["train", "val", "test"]
+
+SPLITS: tuple[Split, ...] = get_args(Split)
+
+SPLIT_TITLES: dict[Split, str] = {"train": "training", "val": "validation", "test": "test"}
+
 LabelMode = Literal["majority", "crossentropy", "probability", "multi_target"]
 
 LABEL_MODES: tuple[str, ...] = get_args(LabelMode)
@@ -20,7 +26,7 @@ _UNKNOWN = len(CLASSES)  # index of the first of the two entries that are not em
 
 
 def _top_classes(votes: np.ndarray) -> np.ndarray:
-    """Votes of the classes that cover 75 % of all, three at most; all zero where those say nothing."""
+    """Return the votes of the classes that cover 75 % of all votes; all zero where more than three would be needed."""
     total, left, taken = votes.sum(), votes.copy(), np.zeros_like(votes)
     covered, count, stopped = 0.0, 0, False
     while covered < 0.75 * total and count < 3 and not stopped:
@@ -38,7 +44,7 @@ def _top_classes(votes: np.ndarray) -> np.ndarray:
 
 
 def _target(votes: np.ndarray, mode: str) -> np.ndarray | None:
-    """Target (8,) of one row of ten votes, or None where the row is left out."""
+    """Return the target (8,) of one row of ten votes, or None where the mode drops the row."""
     votes = np.where(votes > 1, votes, 0).astype(np.float64)  # a single vote counts as zero
     total = votes.sum()
     if mode == "majority":
@@ -55,38 +61,32 @@ def _target(votes: np.ndarray, mode: str) -> np.ndarray | None:
 
 
 def process_votes(votes: np.ndarray, mode: LabelMode) -> tuple[np.ndarray, np.ndarray]:
-    """Turns votes into targets.
+    """Turn votes into targets.
 
     Args:
-        votes: Integers N,10 in the order of ``VOTE_COLUMNS``.
-        mode: How votes become targets; ``probability`` has the targets of ``crossentropy``, from which training draws.
+        votes: Integers N,10 in the order of `VOTE_COLUMNS`.
+        mode: How votes become targets; `probability` has the targets of `crossentropy`, from which training draws.
 
     Returns:
-        ``kept``, bool N, and ``targets``, float32 N,8: rows of kept images sum to 1 (multi_target: each kept class 1,
-        the others 0.001), rows of images left out are zero.
+        `kept`, bool N, and `targets`, float32 N,8: rows of kept images sum to 1 (multi_target: each kept class 1, the
+        others 0.001), rows of dropped images are zero.
 
     Raises:
-        ValueError: For an unknown mode or votes of another shape.
+        ValueError: The mode is unknown, or `votes` has another shape.
     """
     if mode not in LABEL_MODES:
-        raise ValueError(f"label_mode is {mode!r}, allowed are {', '.join(LABEL_MODES)}")
+        raise ValueError(f"label_mode is {mode!r}, expected one of {', '.join(LABEL_MODES)}")
     if votes.ndim != 2 or votes.shape[1] != len(VOTE_COLUMNS):
-        raise ValueError(f"votes have the shape {votes.shape}, needed is (N, {len(VOTE_COLUMNS)})")
+        raise ValueError(f"shape of votes is {votes.shape}, expected (N, {len(VOTE_COLUMNS)})")
     rows, inverse = np.unique(votes, axis=0, return_inverse=True)
     unique = [_target(row, mode) for row in rows]
     kept = np.array([target is not None for target in unique], dtype=bool)
-    table = np.array([np.zeros(_UNKNOWN) if t is None else t for t in unique], dtype=np.float32)
+    targets = np.array([np.zeros(_UNKNOWN) if target is None else target for target in unique], dtype=np.float32)
     inverse = inverse.reshape(-1)  # NumPy 2.0.0 returns N,1
-    return kept[inverse], table.reshape(-1, _UNKNOWN)[inverse]
-
-
-def majority_labels(votes: np.ndarray) -> np.ndarray:
-    """Class of each image under the majority rule, int64 N; -1 where the rule leaves the image out."""
-    kept, targets = process_votes(votes, "majority")
-    return np.where(kept, targets.argmax(axis=1), -1)
+    return kept[inverse], targets.reshape(-1, _UNKNOWN)[inverse]
 
 
 def argmax_labels(votes: np.ndarray) -> np.ndarray:
-    """Most voted of the ten entries, int64 N, the first of equals; -1 where that is unknown or NF."""
+    """Return the most voted of the ten entries, int64 N, the first of equals; -1 where that is unknown or NF."""
     top = votes.argmax(axis=1)
     return np.where(top < _UNKNOWN, top, -1)

@@ -1,7 +1,6 @@
-"""Ways of enlarging 48x48 faces eightfold. The arms of the comparison differ in this and in nothing else.
+"""Ways to upscale 48x48 faces eightfold. The arms of the comparison differ in this and in nothing else.
 
-Another network joins by one subclass of ``Upscaler``, which a configuration names as
-``data.init_args.upscaler.class_path``.
+To add one, write a subclass of `Upscaler` and name it in a configuration as `data.init_args.upscaler.class_path`.
 """
 
 import hashlib
@@ -31,11 +30,11 @@ class UpscalerError(ValueError):
 
 
 class Upscaler(ABC):
-    """Turns gray faces into enlarged ones, deterministically.
+    """Upscale gray faces, deterministically.
 
     Attributes:
-        name: The name of the arm in tables and dashboards.
-        channels: 1 (gray) or 3 (RGB) in what it returns.
+        name: Name of the arm in tables and dashboards.
+        channels: Channels of the result, 1 (gray) or 3 (RGB).
         cached: Whether results are worth keeping on disk.
     """
 
@@ -45,20 +44,20 @@ class Upscaler(ABC):
 
     @abstractmethod
     def __call__(self, images: Tensor) -> Tensor:
-        """Enlarges uint8 B,1,h,w to uint8 B,channels,8h,8w, on the device of ``images``."""
+        """Upscale uint8 B,1,h,w to uint8 B,channels,8h,8w, on the device of `images`."""
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """Differs between upscalers that give different pixels, other weights included; names the cache folder."""
+        """Return what differs between upscalers, or weights, that give different pixels; it names the cache folder."""
 
     def check_device(self, device: torch.device) -> None:  # noqa: B027  (most have nothing to refuse)
         """Refuse a device on which the results would be wrong; called before anything starts."""
 
 
 class InterpolationUpscaler(Upscaler):
-    """Interpolation x8 on gray levels, rounded to uint8.
+    """Interpolate gray levels to eight times the size, rounded to uint8.
 
-    Nearest, bilinear and bicubic are PyTorch's (``align_corners=False``; the bicubic kernel has a = -0.75), Lanczos is
+    Nearest, bilinear and bicubic are PyTorch's (`align_corners=False`; the bicubic kernel has a = -0.75), Lanczos is
     Pillow's, with three lobes.
 
     Args:
@@ -69,7 +68,7 @@ class InterpolationUpscaler(Upscaler):
         self.mode = self.name = mode
 
     def fingerprint(self) -> str:
-        """The kernel says it all."""
+        """Return the name of the kernel."""
         return self.name
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -84,14 +83,14 @@ class InterpolationUpscaler(Upscaler):
 
 
 class DICUpscaler(Upscaler):
-    """The last step of a trained DIC generator.
+    """Upscale with the last step of a trained DIC generator.
 
     Args:
-        checkpoint: A run folder of ``train.py`` (its best checkpoint), a checkpoint file of such a run, or a checkpoint
+        checkpoint: A run folder of `train.py` (its best checkpoint), a checkpoint file of such a run, or a checkpoint
             file of the authors.
-        color: ``gray`` keeps the luma (BT.601) of the result, ``rgb`` all of it.
-        name: The name of the arm; two generators need two names to be compared.
-        precision: ``bfloat16`` (mixed) is faster where the hardware has it, and fills another cache.
+        color: `gray` keeps the luma (BT.601) of the result, `rgb` all of it.
+        name: Name of the arm; two generators need two names to be compared.
+        precision: `bfloat16` (mixed) is faster where the hardware has it, and fills another cache.
     """
 
     cached = True
@@ -109,11 +108,11 @@ class DICUpscaler(Upscaler):
 
     @cached_property
     def _network(self) -> DIC:
-        """Read when it is first needed: an error then reaches the user as it is, not through the argument parser."""
+        """Read on first use: an error then reaches the user as it is, not through the argument parser."""
         return load_generator(find_checkpoint(self.checkpoint)).to(memory_format=torch.channels_last)
 
     def fingerprint(self) -> str:
-        """Hash of the network's configuration and weights, colour and precision; not of the file's name or the rest."""
+        """Hash the network's configuration and weights, the colour and the precision, but not the file's name."""
         reduced = () if self.precision == "float32" else (self.precision,)
         settings = (sorted(self._network.config.items()), self.color, *reduced)
         digest = hashlib.sha256(repr(settings).encode())

@@ -174,7 +174,7 @@ class EmotionClassifier(L.LightningModule):
         self.val_recall.reset()
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        """Returns what ``callbacks.prediction_report.TestReport`` collects: ``index`` B and ``probability`` B,8."""
+        """Return what `callbacks.prediction_report.PredictionReport` collects: `index` B and `probability` B,8."""
         return {"index": batch["index"], "probability": self.probabilities(batch["image"])}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

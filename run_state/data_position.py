@@ -143,6 +143,7 @@ class ResumableDataModule(L.LightningDataModule):
             drop_last=training,
             collate_fn=collate_fn,
             num_workers=self.num_workers,
+            pin_memory=torch.cuda.is_available(),
             persistent_workers=self.num_workers > 0,
             worker_init_fn=defer_signals,
             generator=torch.Generator(),  # its own, so that nobody else's draws depend on the loader

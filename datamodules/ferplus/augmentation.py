@@ -1,4 +1,4 @@
-"""Random changes of a face, the same for every arm. The only module that knows albumentations."""
+"""Random changes of a face, the same for every arm. The only module that imports albumentations."""
 
 import os
 
@@ -6,22 +6,21 @@ import albumentations as A
 import cv2
 import numpy as np
 
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would look for updates online when imported
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # albumentations looks for updates online when imported
 
-cv2.setNumThreads(1)  # the loader's processes are the parallelism; threads of their own would get in each other's way
+cv2.setNumThreads(1)  # the loader's workers are the parallelism; threads of their own would get in each other's way
 
 
 class FaceAugmentation:
-    """Rotation, scale, shift, mirror image, brightness and contrast; a function of (seed, epoch, index) alone.
+    """Rotate, scale, shift, mirror, and change brightness and contrast: a function of (seed, epoch, index) alone.
 
     Args:
         rotation: Largest angle, degrees.
         scale: Largest relative change of size.
         shift: Largest shift as a fraction of the side.
-        flip: Probability of the mirror image.
+        flip: Probability of mirroring.
         brightness: Largest change as a fraction of the full range.
         contrast: Largest relative change.
-        erase: Probability that a random rectangle of 2 to 15 % of the area turns into noise.
     """
 
     def __init__(
@@ -32,25 +31,23 @@ class FaceAugmentation:
         flip: float = 0.5,
         brightness: float = 0.2,
         contrast: float = 0.2,
-        erase: float = 0.0,
     ) -> None:
-        steps = [
-            A.HorizontalFlip(p=flip),
-            A.Affine(
-                rotate=(-rotation, rotation),
-                scale=(1 - scale, 1 + scale),
-                translate_percent=(-shift, shift),
-                border_mode=cv2.BORDER_REPLICATE,
-                p=1.0,
-            ),
-            A.RandomBrightnessContrast(brightness_limit=brightness, contrast_limit=contrast, p=1.0),
-        ]
-        if erase:
-            steps.append(A.Erasing(scale=(0.02, 0.15), fill="random_uniform", p=erase))
-        self._compose = A.Compose(steps)
+        self._compose = A.Compose(
+            [
+                A.HorizontalFlip(p=flip),
+                A.Affine(
+                    rotate=(-rotation, rotation),
+                    scale=(1 - scale, 1 + scale),
+                    translate_percent=(-shift, shift),
+                    border_mode=cv2.BORDER_REPLICATE,
+                    p=1.0,
+                ),
+                A.RandomBrightnessContrast(brightness_limit=brightness, contrast_limit=contrast, p=1.0),
+            ]
+        )
 
     def __call__(self, image: np.ndarray, seed: int, epoch: int, index: int) -> np.ndarray:
-        """Changes one image.
+        """Return an image with the changes drawn for it.
 
         Args:
             image: uint8 H,W,C.

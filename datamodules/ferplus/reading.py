@@ -1,6 +1,6 @@
-"""Readers of the raw FER+ files: the CSVs of pixels and votes, and the folders of PNG files.
+"""Read the raw FER+ files: the CSVs of pixels and votes, and the folders of PNG files.
 
-Whatever is wrong with a file ends in one ``ValueError`` that names the file, the line and the value.
+Whatever is wrong with a file ends in one `ValueError` that names the file, the line and the value.
 """
 
 import csv
@@ -30,60 +30,60 @@ _PIXEL_COLUMNS = ("emotion", "pixels", "Usage")  # emotion: FER2013's own label,
 _MOST_VOTES = 1000
 
 
-class Face(NamedTuple):
+class FERPlusImage(NamedTuple):
     """One named image."""
 
     name: str
     image: np.ndarray  # uint8 48,48
     votes: list[int]  # in the order of VOTE_COLUMNS
-    split: int  # index into FOLDERS
+    split: int  # index into FOLDERS and SPLITS
 
 
 class _Row(NamedTuple):
-    """The votes of one row; ``place`` is its file and line, for messages."""
+    """The votes of one row."""
 
-    place: str
+    place: str  # its file and line, for messages
     name: str  # empty for rows without an image
     votes: list[int]
     split: int
 
 
-def read_kaggle(pixels_path: Path, votes_path: Path) -> list[Face]:
-    """Joins the pixels and the votes row by row; rows without a name are passed over.
+def read_kaggle(pixels_path: Path, votes_path: Path) -> list[FERPlusImage]:
+    """Join pixels and votes row by row, skipping rows without a name.
 
     Args:
-        pixels_path: ``fer2013.csv`` or ``icml_face_data.csv``.
-        votes_path: ``fer2013new.csv``.
+        pixels_path: `fer2013.csv` or `icml_face_data.csv`.
+        votes_path: `fer2013new.csv`.
 
     Raises:
-        ValueError: A file is wrong, or the two do not belong together.
+        ValueError: A file is invalid, or the two do not belong together.
     """
-    rows, faces, count = _read_votes(votes_path), [], 0
+    rows, images, count = _read_votes(votes_path), [], 0
     for count, (place, cells) in enumerate(_records(pixels_path, _PIXEL_COLUMNS), start=1):
         split, image = _usage(place, cells["Usage"]), _pixels(place, cells["pixels"])
         if count > len(rows):
-            continue  # counted on, for the message below
+            continue  # keep counting, for the message below
         row = rows[count - 1]
         if split != row.split:
             raise ValueError(
-                f"{place}: Usage is {_USAGES[split]!r}, but {row.place} says {_USAGES[row.split]!r}; the rows of both "
-                "files must be in the same order"
+                f"{place}: Usage is {_USAGES[split]!r}, expected {_USAGES[row.split]!r} as in {row.place}; the rows of "
+                "both files must be in the same order"
             )
         if row.name:
-            faces.append(Face(row.name, image, row.votes, split))
+            images.append(FERPlusImage(row.name, image, row.votes, split))
     if count != len(rows):
-        raise ValueError(f"{pixels_path} has {count} rows, {votes_path} has {len(rows)}; they must be equally many")
-    return faces
+        raise ValueError(f"{pixels_path} has {count} rows, {votes_path} has {len(rows)}; expected equally many")
+    return images
 
 
-def read_folders(root: Path) -> list[Face]:
-    """Joins the images of the folders in ``root`` and their votes by name, in the order of names.
+def read_folders(root: Path) -> list[FERPlusImage]:
+    """Join the images of the folders in `root` with their votes by name, in the order of names.
 
-    Votes come from ``fer2013new.csv``, or, with a warning, from the older ``label.csv`` of each folder. Of two rows
-    with one name the later one counts, since its pixels overwrote the earlier file.
+    Votes come from `fer2013new.csv` or, with a warning, from the older `label.csv` of each folder. Of two rows with one
+    name the later one counts, since its pixels overwrote the earlier file.
 
     Raises:
-        ValueError: A file is wrong, an image has no row of votes, or a row has no image.
+        ValueError: A file is invalid, an image has no row of votes, or a row has no image.
     """
     present = [split for split, folder in enumerate(FOLDERS) if (root / folder).is_dir()]
     if (root / VOTES_FILE).is_file():
@@ -91,9 +91,9 @@ def read_folders(root: Path) -> list[Face]:
     else:
         rows = [row for split in present for row in _read_label_csv(root, split)]
         warnings.warn(
-            f"{root}: no {VOTES_FILE}; the older votes of label.csv are used, which differ in 1,602 rows", stacklevel=3
+            f"{root}: no {VOTES_FILE}; using the older votes of label.csv, which differ in 1,602 rows", stacklevel=3
         )
-    faces: list[Face] = []
+    images: list[FERPlusImage] = []
     for split in present:
         folder = root / FOLDERS[split]
         by_name = {row.name: row for row in rows if row.split == split and row.name}
@@ -102,13 +102,15 @@ def read_folders(root: Path) -> list[Face]:
             raise ValueError(f"{folder / unlabelled[0]}: image without a row of votes ({len(unlabelled)} such images)")
         ordered = [by_name[name] for name in sorted(by_name)]
         with ThreadPoolExecutor() as pool:
-            images = pool.map(_read_png, [folder] * len(ordered), ordered)
-            faces += [Face(row.name, image, row.votes, split) for row, image in zip(ordered, images, strict=True)]
-    return faces
+            pixels = pool.map(_read_png, [folder] * len(ordered), ordered)
+            images += [
+                FERPlusImage(row.name, face, row.votes, split) for row, face in zip(ordered, pixels, strict=True)
+            ]
+    return images
 
 
 def _lines(path: Path) -> Iterator[tuple[str, list[str]]]:
-    """Rows of a CSV with their places; blank lines are passed over."""
+    """Yield the rows of a CSV with their places, skipping blank lines."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file)
@@ -120,22 +122,15 @@ def _lines(path: Path) -> Iterator[tuple[str, list[str]]]:
 
 
 def _records(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, dict[str, str]]]:
-    """Rows as dictionaries; the header must name exactly ``columns``, in any order and case."""
+    """Yield the rows of a CSV with their places, by column; Kaggle's two files have two orders, and spaces."""
     lines = _lines(path)
-    header = [name.strip() for name in next(lines, ("", [""]))[1]]
-    names = {name.lower(): name for name in columns}
-    found = [names.get(name.lower(), name) for name in header]
-    missing = [name for name in columns if name not in found]
-    extra = [name for place, name in enumerate(found) if name not in columns or name in found[:place]]
-    if missing or extra:
-        raise ValueError(
-            f"{path}: the header is {header}; missing: {missing or 'none'}, not expected: {extra or 'none'}, "
-            f"allowed is {list(columns)}"
-        )
+    header = [name.strip() for name in next(lines, ("", []))[1]]
+    if sorted(header) != sorted(columns):
+        raise ValueError(f"{path}: the header is {header}, expected {list(columns)}")
     for place, row in lines:
         if len(row) != len(columns):
-            raise ValueError(f"{place}: {len(row)} columns, needed are {len(columns)}: {_short(','.join(row))}")
-        yield place, dict(zip(found, row, strict=True))
+            raise ValueError(f"{place}: {len(row)} columns, expected {len(columns)}: {_short(','.join(row))}")
+        yield place, dict(zip(header, row, strict=True))
 
 
 def _short(text: str) -> str:
@@ -144,30 +139,28 @@ def _short(text: str) -> str:
 
 def _usage(place: str, value: str) -> int:
     if value.strip() not in _USAGES:
-        raise ValueError(f"{place}: Usage is {_short(value)}, allowed are {', '.join(_USAGES)}")
+        raise ValueError(f"{place}: Usage is {_short(value)}, expected one of {', '.join(_USAGES)}")
     return _USAGES.index(value.strip())
 
 
 def _votes(place: str, values: list[str]) -> list[int]:
     for column, value in zip(VOTE_COLUMNS, values, strict=True):
         digits = value.strip()
-        # The length first: Python refuses to convert thousands of digits.
+        # Length first: Python refuses to convert thousands of digits.
         if not (digits.isascii() and digits.isdigit() and len(digits) <= 9 and int(digits) <= _MOST_VOTES):
-            raise ValueError(
-                f"{place}: {column} is {_short(value)}, allowed are whole numbers of votes, 0 to {_MOST_VOTES}"
-            )
+            raise ValueError(f"{place}: {column} is {_short(value)}, expected an integer from 0 to {_MOST_VOTES}")
     return [int(value) for value in values]
 
 
 def _image_name(place: str, value: str) -> str:
     name = value.strip()
     if name and (Path(name).name != name or "\0" in name or len(name) > 200):
-        raise ValueError(f"{place}: Image name is {_short(value)}, allowed is a plain file name")
+        raise ValueError(f"{place}: Image name is {_short(value)}, expected a plain file name")
     return name
 
 
 def _read_votes(path: Path) -> list[_Row]:
-    """Every row of ``fer2013new.csv``."""
+    """Return every row of `fer2013new.csv`."""
     return [
         _Row(
             place,
@@ -180,14 +173,14 @@ def _read_votes(path: Path) -> list[_Row]:
 
 
 def _read_label_csv(root: Path, split: int) -> list[_Row]:
-    """Every row of the older ``label.csv`` of a folder: name, face box, ten votes; no header."""
+    """Return every row of the older `label.csv` of a folder: name, face box, ten votes; no header."""
     path, columns = root / FOLDERS[split] / "label.csv", 2 + len(VOTE_COLUMNS)
     if not path.is_file():
-        raise ValueError(f"{root}: neither {VOTES_FILE} nor {path.relative_to(root)} is there; one of them must be")
+        raise ValueError(f"{root}: neither {VOTES_FILE} nor {path.relative_to(root)} exists, expected one of them")
     rows = []
     for place, cells in _lines(path):
         if len(cells) != columns:
-            raise ValueError(f"{place}: {len(cells)} columns, needed are {columns} (name, box, votes)")
+            raise ValueError(f"{place}: {len(cells)} columns, expected {columns} (name, box, votes)")
         rows.append(_Row(place, _image_name(place, cells[0]), _votes(place, cells[2:]), split))
     return rows
 
@@ -196,25 +189,24 @@ def _pixels(place: str, text: str) -> np.ndarray:
     try:
         values = np.array(text.split(), dtype=np.int64)
     except (ValueError, OverflowError) as error:
-        raise ValueError(f"{place}: pixels are not whole numbers ({_short(str(error))})") from error
+        raise ValueError(f"{place}: pixels are not integers ({_short(str(error))})") from error
     wrong = values[(values < 0) | (values > 255)]
     if len(values) != FACE_SIZE**2 or len(wrong):
-        found = f"one is {wrong[0]}" if len(wrong) else f"there are {len(values)}"
-        raise ValueError(f"{place}: pixels must be {FACE_SIZE**2} whole numbers of 0 to 255; {found}")
+        found = f"one pixel is {wrong[0]}" if len(wrong) else f"there are {len(values)} pixels"
+        raise ValueError(f"{place}: {found}, expected {FACE_SIZE**2} integers from 0 to 255")
     return values.astype(np.uint8).reshape(FACE_SIZE, FACE_SIZE)
 
 
 def _read_png(folder: Path, row: _Row) -> np.ndarray:
-    """The image of a row, uint8 48,48."""
+    """Return the image of a row, uint8 48,48."""
     path = folder / row.name
     try:
         with Image.open(path, formats=["PNG"]) as image:
             mode, size = image.mode, image.size
-            if (mode, size) == ("L", (FACE_SIZE, FACE_SIZE)):  # before decoding: a giant is refused unread
+            if (mode, size) == ("L", (FACE_SIZE, FACE_SIZE)):  # before decoding: a huge image is refused unread
                 return np.array(image)
     except FileNotFoundError as error:
-        raise ValueError(f"{row.place}: names the image {path}, but there is no such file") from error
-    # What Pillow is known to raise for damaged files.
+        raise ValueError(f"{row.place}: names the image {path}, which does not exist") from error
     except (
         OSError,
         SyntaxError,
@@ -226,6 +218,6 @@ def _read_png(folder: Path, row: _Row) -> np.ndarray:
     ) as error:
         raise ValueError(f"{path}: not a readable PNG file ({error})") from error
     raise ValueError(
-        f"{path}: {size[0]}x{size[1]} pixels of mode {mode}, needed is an 8-bit gray image (mode L) of "
+        f"{path}: is {size[0]}x{size[1]} pixels of mode {mode}, expected an 8-bit gray image (mode L) of "
         f"{FACE_SIZE}x{FACE_SIZE}"
     )

@@ -1,106 +1,134 @@
-"""Opens a FER+ data set, whichever layout it comes in, and keeps it parsed in an array cache beside it.
+"""Open a FER+ data set, whichever layout it comes in, and keep it parsed in a file beside it.
 
-Layouts of the folder ``root``:
+Layouts of the folder `root`:
 
-- Kaggle: ``fer2013.csv`` or ``icml_face_data.csv`` (pixels) and ``fer2013new.csv`` (votes), joined by row;
-- images: ``FER2013Train|FER2013Valid|FER2013Test`` of PNG files and ``fer2013new.csv``, joined by file name;
-- older: the same folders, each with a ``label.csv`` of votes, where ``fer2013new.csv`` is missing.
+- Kaggle: `fer2013.csv` or `icml_face_data.csv` (pixels) and `fer2013new.csv` (votes), joined by row;
+- images: `FER2013Train|FER2013Valid|FER2013Test` of PNG files and `fer2013new.csv`, joined by file name;
+- older: the same folders, each with a `label.csv` of votes, where `fer2013new.csv` is missing.
 """
 
-import contextlib
 import hashlib
-import json
+import io
 import os
 import warnings
-from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from datamodules.ferplus.reading import FOLDERS, VOTES_FILE, Face, read_folders, read_kaggle
-from datamodules.labels import VOTE_COLUMNS, LabelMode, process_votes
-from storage.atomic import replace_folder, write_atomically
-
-SPLITS = ("train", "val", "test")  # in the order of FOLDERS
+from datamodules.ferplus.reading import FOLDERS, VOTES_FILE, FERPlusImage, read_folders, read_kaggle
+from datamodules.labels import SPLITS, VOTE_COLUMNS, LabelMode, Split, process_votes
+from storage.atomic import remove_leftovers, write_atomically
 
 KAGGLE_FILES = ("fer2013.csv", "icml_face_data.csv")
 
 CACHE_FOLDER = ".superfer_cache"
 
-_FORMAT = 2  # of the array cache
-
-Buffer = bytes | memoryview
+_ARRAYS = ("names", "images", "votes", "split", "identity")
 
 
-class FERPlusTable(NamedTuple):
-    """Every named image of a data set. ``identity[i]`` is the first row that has the pixels of row i."""
+class LabelledSplit(NamedTuple):
+    """Every image of a split under a label rule."""
 
-    names: np.ndarray  # N str
-    images: np.ndarray  # N,48,48 uint8
-    votes: np.ndarray  # N,10 int64
-    split: np.ndarray  # N int64, index into SPLITS
-    identity: np.ndarray  # N int64
+    rows: np.ndarray  # int64 N, ascending
+    kept: np.ndarray  # bool N
+    targets: np.ndarray  # float32 N,8; zero where the image is dropped
 
-    def rows(self, split: str) -> np.ndarray:
-        """Row numbers of a split, ascending."""
+
+@dataclass(frozen=True)
+class FERPlusTable:
+    """Every named image of a data set.
+
+    Attributes:
+        root: Folder of the data.
+        names: str N.
+        images: uint8 N,48,48.
+        votes: int64 N,10.
+        split: int64 N, index into `SPLITS`.
+        identity: int64 N, the first row that has the same pixels.
+        fingerprint: Hash of all arrays.
+    """
+
+    root: Path
+    names: np.ndarray
+    images: np.ndarray
+    votes: np.ndarray
+    split: np.ndarray
+    identity: np.ndarray
+    fingerprint: str
+
+    @property
+    def splits(self) -> list[Split]:
+        """The splits that have images."""
+        return [split for split in SPLITS if len(self.rows(split))]
+
+    def rows(self, split: Split) -> np.ndarray:
+        """Return the row numbers of a split, ascending; none where the split has no images."""
         return np.flatnonzero(self.split == SPLITS.index(split))
 
+    def labelled(self, split: Split, mode: LabelMode) -> LabelledSplit:
+        """Return the rows of a split with their targets.
+
+        Raises:
+            ValueError: `split` or `mode` is unknown, or the split has no images.
+        """
+        if split not in SPLITS:
+            raise ValueError(f"split is {split!r}, expected one of {', '.join(SPLITS)}")
+        rows = self.rows(split)
+        if not len(rows):
+            raise ValueError(
+                f"{self.root}: the split {split!r} has no images; splits with images: {', '.join(self.splits)}"
+            )
+        return LabelledSplit(rows, *process_votes(self.votes[rows], mode))
+
     def in_train(self) -> np.ndarray:
-        """Whether an image is pixel-identical to one of the training split, bool N."""
+        """Return which images are pixel-identical to one of the training split, bool N."""
         return np.isin(self.identity, self.identity[self.rows("train")])
 
 
-def open_table(root: str | Path) -> tuple[FERPlusTable, str]:
-    """Opens a data set, from its array cache if that belongs to the files that are there.
+def open_table(root: str | Path) -> FERPlusTable:
+    """Open a data set: as it was parsed before, unless a file has another name, size or time since then.
 
     Args:
         root: Folder in one of the layouts above.
 
-    Returns:
-        The table (arrays memory-mapped) and the fingerprint of its content, a hexadecimal string.
-
     Raises:
-        ValueError: The folder holds no data set, or a file of it is wrong; the message names file, line and value.
+        ValueError: The folder holds no data set, or a file of it is invalid; the message names file, line and value.
     """
     root = Path(root).resolve()
     try:
         sources = _sources(root)
-        stamp = _stamp(root, sources)
+        stamp = _stamp(root, sources)  # before parsing: a file that changes meanwhile makes the parsed data stale
     except OSError as error:
         raise ValueError(f"{root}: cannot be read ({error})") from error
-    folder = root / CACHE_FOLDER / "ferplus"
-    cached = _open_cache(folder, root, sources, stamp)
-    if cached is not None:
-        return cached
-    content = _content(root, sources)  # before parsing: a file that changes meanwhile makes the cache stale, not wrong
-    is_kaggle = sources[0] in KAGGLE_FILES
-    faces = read_kaggle(root / sources[0], root / VOTES_FILE) if is_kaggle else read_folders(root)
-    if not faces:
-        raise ValueError(f"{root}: there is no row with an image; looked in {' and '.join(sources[:2])}")
-    table = _table(faces)
-    fingerprint = _fingerprint(table)
-
-    def write(target: Path) -> None:
-        for field, array in zip(FERPlusTable._fields, table, strict=True):
-            np.save(target / f"{field}.npy", array)
-        (target / "manifest.json").write_text(_manifest(stamp, content, fingerprint))
-
-    try:
-        replace_folder(folder, write)
-    except OSError as error:
-        warnings.warn(f"{folder}: the parsed data could not be kept ({error}); they are parsed each time", stacklevel=2)
-    return table, fingerprint
+    path = root / CACHE_FOLDER / "ferplus.npz"
+    table = _read_parsed(path, root, stamp)
+    if table is None:
+        is_kaggle = sources[0] in KAGGLE_FILES
+        images = read_kaggle(root / sources[0], root / VOTES_FILE) if is_kaggle else read_folders(root)
+        if not images:
+            raise ValueError(f"{root}: no row has an image; looked in {' and '.join(sources[:2])}")
+        table = _table(root, images)
+        buffer = io.BytesIO()
+        arrays = {name: getattr(table, name) for name in _ARRAYS}
+        np.savez(buffer, **arrays, stamp=stamp, fingerprint=table.fingerprint)
+        remove_leftovers(path.parent)
+        try:
+            write_atomically(path, buffer.getbuffer())
+        except OSError as error:
+            warnings.warn(f"{path}: cannot be written ({error}); the data are parsed at each start", stacklevel=2)
+    return table
 
 
 def _sources(root: Path) -> list[str]:
-    """The files that make up the data set, relative to ``root``; for the Kaggle layout the pixels first."""
+    """Return the files that make up the data set, relative to `root`; for the Kaggle layout the pixels first."""
     if not root.is_dir():
-        raise ValueError(f"{root}: no such folder; it must hold the FER+ files")
+        raise ValueError(f"{root}: no such folder; expected one with the FER+ files")
     for name in KAGGLE_FILES:
         if (root / name).is_file():
             if not (root / VOTES_FILE).is_file():
-                raise ValueError(f"{root}: {name} is there, {VOTES_FILE} with the FER+ votes is missing")
+                raise ValueError(f"{root}: {VOTES_FILE} with the FER+ votes is missing beside {name}")
             return [name, VOTES_FILE]
     folders = [folder for folder in FOLDERS if (root / folder).is_dir()]
     if not folders:
@@ -114,111 +142,65 @@ def _sources(root: Path) -> list[str]:
 
 
 def _stamp(root: Path, sources: list[str]) -> str:
-    """Changes whenever a source is written, and also when it is only copied: hash of names, sizes and times."""
+    """Hash names, sizes and times of the sources."""
     stats = [(name, os.stat(f"{root}/{name}")) for name in sources]
-    return _hash([repr([(name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for name, stat in stats]).encode()])
+    return hashlib.sha256(repr([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]).encode()).hexdigest()
 
 
-def _content(root: Path, sources: list[str]) -> str:
-    """Hash of the names and bytes of the sources."""
-    digests = []
-    for name in sources:
-        try:
-            with (root / name).open("rb") as file:
-                digests.append((name, hashlib.file_digest(file, "sha256").hexdigest()))
-        except OSError as error:
-            raise ValueError(f"{root / name}: cannot be read ({error})") from error
-    return _hash([repr(digests).encode()])
-
-
-def _hash(parts: Iterable[Buffer]) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part)
-    return digest.hexdigest()[:16]
-
-
-def _fingerprint(table: FERPlusTable) -> str:
-    parts: list[Buffer] = []
-    for array in table:
-        parts += [repr((array.dtype.str, array.shape)).encode(), np.ascontiguousarray(array).data]
-    return _hash(parts)
-
-
-def _manifest(stamp: str, content: str, fingerprint: str) -> str:
-    return json.dumps({"format": _FORMAT, "stamp": stamp, "content": content, "fingerprint": fingerprint}) + "\n"
-
-
-def _open_cache(folder: Path, root: Path, sources: list[str], stamp: str) -> tuple[FERPlusTable, str] | None:
-    """The cached table and its fingerprint; None where there is none, or it is damaged, or of other sources."""
+def _read_parsed(path: Path, root: Path, stamp: str) -> FERPlusTable | None:
+    """Return the data as they were parsed from sources with this stamp; None if there are none, or if damaged."""
     try:
-        saved: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
-        if saved["format"] != _FORMAT:
-            return None
-        moved = saved["stamp"] != stamp
-        if moved and saved["content"] != _content(root, sources):
-            return None
-        table = FERPlusTable(*(np.load(folder / f"{field}.npy", mmap_mode="r") for field in FERPlusTable._fields))
-        if _fingerprint(table) != saved["fingerprint"]:
-            raise ValueError("the arrays are not those that were written")
+        with np.load(path) as saved:  # a zip file: reading it compares the CRC-32 of each array
+            if str(saved["stamp"]) != stamp:
+                return None
+            arrays = {name: saved[name] for name in _ARRAYS}
+            return FERPlusTable(root, **arrays, fingerprint=str(saved["fingerprint"]))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
-        warnings.warn(f"{folder}: damaged ({error}); the data are parsed anew", stacklevel=3)
+    except Exception as error:  # numpy and zipfile raise about anything for a damaged file
+        warnings.warn(f"{path}: damaged ({error}); parsing the data again", stacklevel=3)
         return None
-    if moved:
-        with contextlib.suppress(OSError):  # a read-only cache is compared by content each time
-            write_atomically(folder / "manifest.json", _manifest(stamp, saved["content"], saved["fingerprint"]))
-    return table, saved["fingerprint"]
 
 
-def _table(faces: list[Face]) -> FERPlusTable:
-    images = np.stack([face.image for face in faces])
-    flat = images.reshape(len(images), -1)
+def _table(root: Path, images: list[FERPlusImage]) -> FERPlusTable:
+    pixels = np.stack([one.image for one in images])
+    flat = pixels.reshape(len(pixels), -1)
     _, first, inverse = np.unique(flat.view(f"V{flat.shape[1]}").ravel(), return_index=True, return_inverse=True)
-    return FERPlusTable(
-        names=np.array([face.name for face in faces]),
-        images=images,
-        votes=np.array([face.votes for face in faces], dtype=np.int64),
-        split=np.array([face.split for face in faces], dtype=np.int64),
-        identity=first[inverse].astype(np.int64),
-    )
-
-
-def duplicates_across(table: FERPlusTable) -> dict[tuple[str, str], int]:
-    """For each pair of splits, the number of images of the first that are pixel-identical to one of the second."""
-    present = [split for split in SPLITS if len(table.rows(split))]
-    return {
-        (one, other): int(np.isin(table.identity[table.rows(one)], table.identity[table.rows(other)]).sum())
-        for one in present
-        for other in present
-        if one != other
+    arrays = {
+        "names": np.array([one.name for one in images]),
+        "images": pixels,
+        "votes": np.array([one.votes for one in images], dtype=np.int64),
+        "split": np.array([one.split for one in images], dtype=np.int64),
+        "identity": first[inverse].astype(np.int64),
     }
+    digest = hashlib.sha256()
+    for array in arrays.values():
+        digest.update(repr((array.dtype.str, array.shape)).encode())
+        digest.update(array.data)
+    return FERPlusTable(root, **arrays, fingerprint=digest.hexdigest()[:16])
 
 
 def describe(table: FERPlusTable, label_mode: LabelMode) -> str:
-    """A table of kept and dropped images per split and class, and the duplicates.
+    """Return lines of text that count kept and dropped images per split and class, and copies of training images.
+
+    Each image counts for the entry with the most votes, the first of equals.
 
     Args:
         table: The data.
-        label_mode: The mode of the training split; validation and test always count by the majority rule.
-
-    Returns:
-        Lines of text. Each image counts for the entry with the most votes, the first of equals.
+        label_mode: The mode of the training split; validation and test always use the majority rule.
     """
     entries = " ".join(f"{name[:9]:>9}" for name in VOTE_COLUMNS)
     lines = [f"{'FER+':<30} {'images':>6} {entries}"]
     for split in SPLITS:
-        votes = table.votes[table.rows(split)]
-        if not len(votes):
+        if split not in table.splits:
             lines.append(f"{split}: no images")
             continue
         mode: LabelMode = label_mode if split == "train" else "majority"
-        kept, _ = process_votes(votes, mode)
-        top = votes.argmax(axis=1)
+        rows, kept, _ = table.labelled(split, mode)
+        top = table.votes[rows].argmax(axis=1)
         for what, chosen in (("kept", kept), ("dropped", ~kept)):
             counts = " ".join(f"{count:>9}" for count in np.bincount(top[chosen], minlength=len(VOTE_COLUMNS)))
             lines.append(f"{f'{split}, {mode}, {what}':<30} {chosen.sum():>6} {counts}")
-    pairs = [f"{count} of {one} in {other}" for (one, other), count in duplicates_across(table).items()]
-    lines.append("pixel-identical images: " + ("; ".join(pairs) or "only one split is there"))
+    copies = [f"{table.in_train()[table.rows(split)].sum()} of {split}" for split in table.splits if split != "train"]
+    lines.append(f"pixel-identical to a training image: {', '.join(copies)}")
     return "\n".join(lines)

@@ -11,9 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from datamodules.labels import CLASSES
-
-Split = Literal["train", "val", "test"]
+from datamodules.labels import CLASSES, Split
 
 Content = Literal["face", "unclear", "nothing"]
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score
 
-from callbacks.prediction_report import TestReport
+from callbacks.prediction_report import PredictionReport
 from datamodules.ferplus.datamodule import FERPlusDataModule
-from datamodules.labels import CLASSES, argmax_labels, majority_labels
+from datamodules.labels import CLASSES, argmax_labels, process_votes
 from datamodules.synthetic.writing import write_ferplus
 from tests.tiny_runs import read_csv
 
@@ -30,12 +30,7 @@ def tested(disputed: Path, tmp_path: Path) -> Any:
     data = FERPlusDataModule(str(disputed))
     data.setup("test")
     return SimpleNamespace(
-        world_size=1,
-        is_global_zero=True,
-        datamodule=data,
-        default_root_dir=str(tmp_path),
-        ckpt_path=str(tmp_path / "best.ckpt"),
-        loggers=[],
+        datamodule=data, default_root_dir=str(tmp_path), ckpt_path=str(tmp_path / "best.ckpt"), loggers=[]
     )
 
 
@@ -44,45 +39,61 @@ def probabilities(count: int) -> torch.Tensor:
 
 
 def report(trainer: Any, indices: list[torch.Tensor], predicted: torch.Tensor) -> None:
-    callback, module = TestReport(), SimpleNamespace()
+    callback, module = PredictionReport(), SimpleNamespace()
+    dataset = trainer.datamodule.datasets["test"]
     callback.on_test_epoch_start(trainer, module)  # type: ignore[arg-type]
     for number, index in enumerate(indices):
-        callback.on_test_batch_end(trainer, module, {"index": index, "probability": predicted[index]}, None, number)  # type: ignore[arg-type]
+        batch = dataset.__getitems__([(0, row) for row in index.tolist()])
+        outputs = {"index": index, "probability": predicted[index]}
+        callback.on_test_batch_end(trainer, module, outputs, batch, number)  # type: ignore[arg-type]
     callback.on_test_epoch_end(trainer, module)  # type: ignore[arg-type]
 
 
 def test_files_agree_with_predictions(tested: Any, tmp_path: Path) -> None:
-    dataset = tested.datamodule.datasets["test"]
-    predicted = probabilities(len(dataset))
-    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(1))
+    data = tested.datamodule
+    predicted = probabilities(len(data.datasets["test"]))
+    order = torch.randperm(len(predicted), generator=torch.Generator().manual_seed(1))
     report(tested, list(order.split(5)), predicted)
 
-    votes = dataset.table.votes[dataset.rows]
-    assert (majority_labels(votes) != argmax_labels(votes)).any()
+    table = data.table
+    all_rows = table.rows("test")
+    kept, targets = process_votes(table.votes[all_rows], "majority")
+    by_rule = {
+        "majority": np.where(kept, targets.argmax(axis=1), -1),
+        "argmax": argmax_labels(table.votes[all_rows]),
+    }
+    used = np.maximum(*by_rule.values()) >= 0
     rows = read_csv(tmp_path / "predictions_test.csv")
     assert list(rows[0]) == ["name", "label", "label_argmax", "in_train", *CLASSES]
-    assert [row["name"] for row in rows] == dataset.table.names[dataset.rows].tolist()
+    assert [row["name"] for row in rows] == table.names[all_rows[used]].tolist()
+    assert [row["in_train"] for row in rows] == [str(int(value)) for value in table.in_train()[all_rows[used]]]
     written = np.array([[float(row[name]) for name in CLASSES] for row in rows])
     assert (written.astype(np.float32) == predicted.numpy()).all(), "probabilities are written in full"
 
     metrics = json.loads((tmp_path / "metrics_test.json").read_text())
-    assert metrics["split"] == "test" and metrics["checkpoint"] == "best.ckpt"
-    for rule, column, labels in (
-        ("majority", "label", majority_labels(votes)),
-        ("argmax", "label_argmax", argmax_labels(votes)),
-    ):
+    assert (metrics["split"], metrics["synthetic"], metrics["checkpoint"]) == ("test", True, "best.ckpt")
+    for rule, column in (("majority", "label"), ("argmax", "label_argmax")):
+        labels = by_rule[rule][used]
         assert [row[column] for row in rows] == [CLASSES[label] if label >= 0 else "" for label in labels]
-        for subset, kept in (
+        for subset, counted in (
             ("all", labels >= 0),
             ("without_train_duplicates", (labels >= 0) & np.array([row["in_train"] == "0" for row in rows])),
         ):
             figures = metrics["rules"][rule][subset]
-            assert figures["n"] == kept.sum() > 0
-            assert figures["acc"] == pytest.approx(accuracy_score(labels[kept], written.argmax(1)[kept]))
+            assert figures["n"] == counted.sum() > 0
+            assert figures["acc"] == pytest.approx(accuracy_score(labels[counted], written.argmax(1)[counted]))
 
 
-def test_an_image_without_prediction_is_an_error(tested: Any, tmp_path: Path) -> None:
-    count = len(tested.datamodule.datasets["test"])
-    with pytest.raises(RuntimeError, match=f"1 of {count} images have no"):
-        report(tested, [torch.arange(count - 1)], probabilities(count))
+@pytest.mark.parametrize("fault", ["left out", "not finite", "twice"])
+def test_an_image_without_prediction_is_an_error(fault: str, tested: Any, tmp_path: Path) -> None:
+    predicted = probabilities(len(tested.datamodule.datasets["test"]))
+    index = torch.arange(len(predicted))
+    if fault == "left out":
+        index = index[:-1]
+    elif fault == "not finite":
+        predicted[3, 2] = torch.nan
+    else:
+        index[5] = 4
+    with pytest.raises(RuntimeError, match=f"1 of {len(predicted)} images have no finite prediction"):
+        report(tested, [index], predicted)
     assert not list(tmp_path.iterdir())

@@ -71,7 +71,7 @@ def test_a_reason_beside_types_that_did_not_apply_is_not_lost(
         (["--config=missing.yaml"], "missing.yaml"),
         (["--data.root=nowhere"], "nowhere: no such folder"),
         (["--data.label_mode=multi_target"], "multi_target needs both"),
-        (["--data.batch_size=1000"], "batch_size is 1000, more than the"),
+        (["--data.batch_size=1000"], "batch_size is 1000, expected at most the"),
         (
             ["--data.batch_size=7", "--trainer.devices=2", "--trainer.strategy=ddp"],
             "a multiple of the 2 devices",
@@ -199,6 +199,9 @@ def test_unknown_split_and_damaged_checkpoint(
     (run / "config.yaml").write_text(capsys.readouterr().out)
     message = refused(run_test, ["--ckpt_path", str(run), "--split", "tset"], capsys)
     assert "tset" in message
+    two = ["--trainer.devices=2", "--trainer.strategy=ddp"]
+    message = refused(run_test, ["--ckpt_path", str(run), *two], capsys)
+    assert "trainer has 2 devices, expected 1: a test runs on one" in message
     (run / "checkpoints" / "best.ckpt").write_bytes(b"PK")
     assert "best.ckpt (2 bytes) cannot be read" in refused(train, ["--resume", str(run)], capsys)
     assert {path.name for path in run.iterdir()} == {"checkpoints", "config.yaml", ".lock"}

@@ -1,56 +1,64 @@
-"""The cache of enlarged images: filled once, by whom ever, noticed when it is not what it should be."""
+"""The cache of upscaled images: filled once, by whomever; what is damaged or of another cache is made again."""
 
 import multiprocessing
 import os
 import signal
 import time
-import warnings
 from collections import namedtuple
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor
 
 from datamodules import upscaled_cache
 from datamodules.upscaled_cache import UpscaledCache
+from datamodules.upscalers import Upscaler
 
-COUNT = 22
+COUNT, BLOCK = 22, 4  # six blocks, the last one of two images
 IMAGES = np.random.default_rng(0).integers(0, 256, (COUNT, 6, 6), dtype=np.uint8)
 EVERYTHING = np.arange(COUNT)
-KEYS = {"data": "d1", "upscaler": "u1"}
+CPU = torch.device("cpu")
 
 
-@pytest.fixture(autouse=True)
-def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upscaled_cache, "BLOCK", 4)  # six blocks, the last one of two images
+class Repeat(Upscaler):
+    """Repeats pixels, and remembers how many images it was given each time."""
 
+    name = "repeat"
+    cached = True
 
-class Upscale:
-    """Doubles the size, and remembers how many images it was given each time."""
-
-    def __init__(self, fail_after: int | None = None, pause: float = 0.0) -> None:
+    def __init__(self, key: str = "u1", fail_after: int | None = None, pause: float = 0.0, scale: int = 8) -> None:
         self.calls: list[int] = []
-        self.fail_after, self.pause = fail_after, pause
+        self.key, self.fail_after, self.pause, self.scale = key, fail_after, pause, scale
 
-    def __call__(self, images: np.ndarray) -> np.ndarray:
+    def fingerprint(self) -> str:
+        return self.key
+
+    def __call__(self, images: Tensor) -> Tensor:
         if self.fail_after is not None and len(self.calls) == self.fail_after:
             raise KeyboardInterrupt
         time.sleep(self.pause)
         self.calls.append(len(images))
-        return images.repeat(2, axis=1).repeat(2, axis=2)[:, None]
+        return images.repeat_interleave(self.scale, 2).repeat_interleave(self.scale, 3)
 
 
-def open_cache(folder: Path, **keys: str) -> UpscaledCache:
-    return UpscaledCache(folder, IMAGES, (1, 12, 12), {**KEYS, **keys})
+def upscaled(rows: np.ndarray) -> np.ndarray:
+    return IMAGES[rows].repeat(8, axis=1).repeat(8, axis=2)[:, None]
 
 
-def fill(folder: Path, indices: np.ndarray = EVERYTHING, **keys: str) -> list[int]:
-    """Fills, checks every pixel, and returns how many images each made block had."""
-    cache, upscale = open_cache(folder, **keys), Upscale()
-    cache.fill(indices, upscale)
-    assert np.array_equal(cache[indices], Upscale()(IMAGES[indices]))
-    return upscale.calls
+def open_cache(folder: Path, upscaler: Upscaler | None = None, images: np.ndarray = IMAGES) -> UpscaledCache:
+    return UpscaledCache(folder, images, upscaler or Repeat(), BLOCK)
+
+
+def fill(folder: Path, rows: np.ndarray = EVERYTHING, key: str = "u1") -> list[int]:
+    """Fills, checks every pixel, and returns how many images each block had that was made."""
+    upscaler = Repeat(key)
+    cache = open_cache(folder, upscaler)
+    cache.fill(rows, CPU)
+    assert np.array_equal(cache[rows], upscaled(rows))
+    return upscaler.calls
 
 
 def blocks(folder: Path) -> list[Path]:
@@ -70,17 +78,17 @@ def test_only_the_blocks_that_are_asked_for(tmp_path: Path) -> None:
     assert len(fill(tmp_path)) == 4
 
 
-def test_order_and_repetition_of_indices(tmp_path: Path) -> None:
+def test_order_and_repetition_of_rows(tmp_path: Path) -> None:
     cache = open_cache(tmp_path)
-    cache.fill(EVERYTHING, Upscale())
-    indices = np.array([21, 3, 3, 0])
-    assert cache[indices].dtype == np.uint8
-    assert np.array_equal(cache[indices], Upscale()(IMAGES[indices]))
+    cache.fill(EVERYTHING, CPU)
+    rows = np.array([21, 3, 3, 0])
+    assert cache[rows].dtype == np.uint8
+    assert np.array_equal(cache[rows], upscaled(rows))
 
 
 def test_interrupted_fill_goes_on(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        open_cache(tmp_path).fill(EVERYTHING, Upscale(fail_after=2))
+        open_cache(tmp_path, Repeat(fail_after=2)).fill(EVERYTHING, CPU)
     assert len(blocks(tmp_path)) == 2
     assert len(fill(tmp_path)) == 4
 
@@ -98,7 +106,7 @@ def test_damaged_block_is_made_anew(damage: str, tmp_path: Path) -> None:
         data = bytearray(other.read_bytes())
     kept = {"truncated": len(data) - 1, "empty": 0}.get(damage, len(data))
     path.write_bytes(bytes(data[:kept]))
-    with pytest.warns(UserWarning, match=rf"{path.name}: damaged or of another cache; the block is made anew"):
+    with pytest.warns(UserWarning, match=rf"{path.name}: damaged, or of another cache; making the block again"):
         assert fill(tmp_path) == [4]
     assert fill(tmp_path) == []
 
@@ -109,27 +117,20 @@ def test_wrong_manifest_is_corrected(manifest: str, tmp_path: Path) -> None:
     path = tmp_path / "manifest.json"
     right = path.read_text()
     path.write_bytes(manifest.encode(errors="surrogateescape"))
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        assert fill(tmp_path) == []  # the blocks tell for themselves what they are
-    assert any("corrected" in str(warning.message) for warning in caught) == bool(manifest)
+    assert fill(tmp_path) == []  # the blocks tell for themselves what they are
     assert path.read_text() == right
 
 
-@pytest.mark.filterwarnings("ignore:.*corrected:UserWarning")
-@pytest.mark.parametrize("keys", [{"data": "d2"}, {"upscaler": "u2"}])
-def test_blocks_of_other_data_or_another_generator_are_made_anew(keys: dict[str, str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("other", ["upscaler", "images", "block size"])
+def test_blocks_of_something_else_are_made_again(other: str, tmp_path: Path) -> None:
     fill(tmp_path)
-    with pytest.warns(UserWarning, match="damaged or of another cache"):
-        assert len(fill(tmp_path, **keys)) == 6
-
-
-@pytest.mark.filterwarnings("ignore:.*damaged:UserWarning")
-def test_blocks_of_another_size_are_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fill(tmp_path)
-    monkeypatch.setattr(upscaled_cache, "BLOCK", 11)
-    with pytest.warns(UserWarning, match="corrected"):
-        assert sorted(fill(tmp_path)) == [11, 11]
+    upscaler, images = Repeat("u2" if other == "upscaler" else "u1"), IMAGES.copy()
+    images[-1, -1, -1] ^= other == "images"
+    cache = UpscaledCache(tmp_path, images, upscaler, 11 if other == "block size" else BLOCK)
+    with pytest.warns(UserWarning, match="damaged, or of another cache"):
+        cache.fill(EVERYTHING, CPU)
+    assert sum(upscaler.calls) == COUNT
+    assert np.array_equal(cache[EVERYTHING], images.repeat(8, axis=1).repeat(8, axis=2)[:, None])
 
 
 def test_complete_cache_may_be_read_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,16 +144,16 @@ def test_complete_cache_may_be_read_only(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_upscaler_that_returns_something_else(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"returned uint8 \(1, 6, 6\), needed is uint8 \(1, 12, 12\)"):
-        open_cache(tmp_path).fill(EVERYTHING, lambda images: images[:, None])
+    with pytest.raises(ValueError, match=r"Repeat returned uint8 \(1, 24, 24\), expected uint8 \(1, 48, 48\)"):
+        open_cache(tmp_path, Repeat(scale=4)).fill(EVERYTHING, CPU)
 
 
 def test_disk_too_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = namedtuple("usage", "total used free")(10**9, 10**9 - 3000, 3000)
+    usage = namedtuple("usage", "total used free")(10**9, 10**9 - 40_000, 40_000)
     monkeypatch.setattr(upscaled_cache.shutil, "disk_usage", lambda folder: usage)
-    with pytest.raises(ValueError, match="another place can be named as cache_dir"):
+    with pytest.raises(ValueError, match="cache_dir can name another place"):
         fill(tmp_path)
-    assert fill(tmp_path, np.array([0])) == [4]  # 576 bytes
+    assert fill(tmp_path, np.array([0])) == [4]  # 9,216 bytes
 
 
 def test_leftover_of_a_killed_process_does_not_disturb(tmp_path: Path) -> None:
@@ -170,18 +171,19 @@ def test_leftover_of_a_killed_process_does_not_disturb(tmp_path: Path) -> None:
 def test_a_rank_makes_its_own_part_first(tmp_path: Path) -> None:
     made: list[list[int]] = []
     for rank in range(2):
-        cache = open_cache(tmp_path / str(rank))
+        cache = open_cache(tmp_path / str(rank), Repeat(fail_after=3))
         with pytest.raises(KeyboardInterrupt):
-            cache.fill(EVERYTHING, Upscale(fail_after=3), rank, world_size=2)
+            cache.fill(EVERYTHING, CPU, rank, world_size=2)
         made.append([int(path.name[:5]) for path in blocks(tmp_path / str(rank))])
     assert made == [[0, 2, 4], [1, 3, 5]]
 
 
 def _fill(folder: Path, rank: int, world_size: int, barrier: Any, results: Any) -> None:
-    cache, upscale = open_cache(folder), Upscale(pause=0.05)
+    upscaler = Repeat(pause=0.05)
+    cache = open_cache(folder, upscaler)
     barrier.wait()
-    cache.fill(EVERYTHING, upscale, rank, world_size)
-    results.put((len(upscale.calls), bool(np.array_equal(cache[EVERYTHING], Upscale()(IMAGES)))))
+    cache.fill(EVERYTHING, CPU, rank, world_size)
+    results.put((len(upscaler.calls), bool(np.array_equal(cache[EVERYTHING], upscaled(EVERYTHING)))))
 
 
 @pytest.mark.parametrize("world_size", [1, 3])
@@ -205,20 +207,20 @@ def test_processes_at_once(world_size: int, tmp_path: Path) -> None:
     assert fill(tmp_path) == []
 
 
+def _fill_until_killed(folder: Path) -> None:
+    class Killed(Repeat):
+        def __call__(self, images: Tensor) -> Tensor:
+            if len(blocks(folder)) == 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().__call__(images)
+
+    open_cache(folder, Killed()).fill(EVERYTHING, CPU)
+
+
 def test_killed_fill_goes_on(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("fork")
-    third, upscale = context.Event(), Upscale()
-
-    def upscale_two(images: np.ndarray) -> np.ndarray:
-        if len(upscale.calls) == 2:
-            third.set()
-            time.sleep(600)
-        return upscale(images)
-
-    process = context.Process(target=open_cache(tmp_path).fill, args=(EVERYTHING, upscale_two), daemon=True)
+    process = multiprocessing.get_context("fork").Process(target=_fill_until_killed, args=(tmp_path,))
     process.start()
-    assert third.wait(600)
-    os.kill(process.pid, signal.SIGKILL)
     process.join()
+    assert process.exitcode == -signal.SIGKILL
     assert len(blocks(tmp_path)) == 2
     assert len(fill(tmp_path)) == 4

@@ -1,4 +1,4 @@
-"""The ways of enlarging: interpolation against independent results, DIC against its network."""
+"""The ways to upscale: interpolation against independent results, DIC against its network."""
 
 from pathlib import Path
 

@@ -1,6 +1,8 @@
 """The data module: what it serves, and that it is the same however it is loaded."""
 
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -8,19 +10,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
-from ferplus_writers import MIXED, face, write_folders
 from torch import Tensor
 
 from comparison.faces import arm_images
-from datamodules import upscaled_cache
 from datamodules.ferplus.augmentation import FaceAugmentation
 from datamodules.ferplus.datamodule import FERPlusDataModule, load_split
 from datamodules.ferplus.dataset import reduce_size
 from datamodules.upscalers import InterpolationUpscaler, Upscaler
+from tests.datamodules.ferplus.ferplus_writers import MIXED, Sample, face, votes, write_folders
 
 
 class Inverted(Upscaler):
-    """A cached upscaler that can be told from bilinear, and counts the images that it enlarged."""
+    """A cached upscaler that can be told from bilinear, and counts the images that it upscaled."""
 
     name = "inverted"
     cached = True
@@ -30,17 +31,31 @@ class Inverted(Upscaler):
 
     def __call__(self, images: Tensor) -> Tensor:
         self.count += len(images)
-        return 255 - InterpolationUpscaler("bilinear")(images)
+        return 256 - self.version - InterpolationUpscaler("bilinear")(images)
 
     def fingerprint(self) -> str:
         return f"inverted-{self.version}"
 
 
-class Blank:
-    """Black faces of the input's size, for tests that are not about faces."""
+class Tinted(Upscaler):
+    """Three channels that differ."""
 
-    def __getitem__(self, indices: np.ndarray) -> np.ndarray:
-        return np.zeros((len(indices), 1, 48, 48), np.uint8)
+    name, channels = "tinted", 3
+
+    def __call__(self, images: Tensor) -> Tensor:
+        gray = InterpolationUpscaler("nearest")(images)
+        return torch.cat([gray, 255 - gray, gray // 2], dim=1)
+
+    def fingerprint(self) -> str:
+        return "tinted"
+
+
+class Rank:
+    """What the data module asks of a trainer."""
+
+    def __init__(self, rank: int, world_size: int) -> None:
+        self.global_rank, self.world_size = rank, world_size
+        self.strategy = SimpleNamespace(root_device=torch.device("cpu"))
 
 
 def module(root: Path, stage: str = "fit", **arguments: Any) -> FERPlusDataModule:
@@ -52,8 +67,13 @@ def module(root: Path, stage: str = "fit", **arguments: Any) -> FERPlusDataModul
 
 def batches(data: FERPlusDataModule, epoch: int = 0, split: str = "train") -> list[dict[str, Tensor]]:
     loader = getattr(data, f"{split}_dataloader")()
+    return served(data, loader, epoch)
+
+
+def served(data: FERPlusDataModule, loader: Any, epoch: int) -> list[dict[str, Tensor]]:
+    """Batches as they reach the network."""
     loader.batch_sampler.sampler.set_epoch(epoch)
-    return list(loader)
+    return [data.on_after_batch_transfer(batch, 0) for batch in loader]
 
 
 def same(one: list[dict[str, Tensor]], other: list[dict[str, Tensor]]) -> bool:
@@ -84,6 +104,17 @@ def test_batches_hold_what_the_design_says(few: Path) -> None:
     assert torch.equal(batch["image"], expected.expand(-1, 3, -1, -1))
 
 
+def test_bytes_cross_to_the_device_and_become_levels_there(few: Path) -> None:
+    for upscaler, channels in (("bilinear", 1), (Tinted(), 3)):
+        data = module(few, batch_size=3, input_size=384, augment=False, upscaler=upscaler)
+        (sent,) = data.train_dataloader()
+        assert (sent["image"].dtype, tuple(sent["image"].shape)) == (torch.uint8, (3, channels, 384, 384))
+        assert sent["image"].unique().numel() > 250  # nearly all levels
+        arrived = data.on_after_batch_transfer(sent, 0)
+        assert torch.equal(arrived["image"], (sent["image"].float() / 255).expand(-1, 3, -1, -1))
+        assert arrived.keys() == sent.keys() == {"image", "target", "label", "index"}
+
+
 def test_validation_uses_majority_labels_whatever_the_mode(few: Path) -> None:
     for mode in ("crossentropy", "multi_target", "probability"):
         (batch,) = batches(module(few, batch_size=2, label_mode=mode), split="val")
@@ -92,12 +123,17 @@ def test_validation_uses_majority_labels_whatever_the_mode(few: Path) -> None:
 
 
 def test_testing_serves_what_either_rule_keeps(few: Path) -> None:
-    (batch,) = batches(module(few, stage="test"), split="test")
+    data = module(few, stage="test")
+    (batch,) = batches(data, split="test")
     assert batch["index"].tolist() == [0, 1, 2, 3]
+    assert data.datasets["test"].names == [f"fer00000{number}.png" for number in ("06", "07", "08", "10")]
     assert batch["label"].tolist() == [6, -1, -1, 1]
+    assert batch["label_argmax"].tolist() == [6, 0, 0, 1]
+    assert batch["in_train"].tolist() == [True, True, False, True]
     assert batch["target"].sum(dim=1).tolist() == [1, 0, 0, 1]
     (batch,) = batches(module(few, stage="test", test_split="val"), split="test")
     assert batch["label"].tolist() == [-1, 4]
+    assert batch["label_argmax"].tolist() == [3, 4]
 
 
 def test_label_of_several_targets_is_the_most_voted(few: Path) -> None:
@@ -111,7 +147,8 @@ def test_probability_mode_draws_from_the_distribution(few: Path) -> None:
     data = module(few, batch_size=3, label_mode="probability", augment=False)
     again = batches(data, 3)
     assert same(again, batches(module(few, batch_size=3, label_mode="probability", augment=False), 3))
-    data.datasets["train"].faces, drawn = Blank(), torch.zeros(3, 8)
+    data = module(few, batch_size=3, label_mode="probability", augment=False, input_size=8, upscaler="nearest")
+    drawn = torch.zeros(3, 8)
     for epoch in range(200):
         (batch,) = batches(data, epoch)
         assert (batch["target"].max(dim=1).values == 1).all()
@@ -128,8 +165,7 @@ def test_workers_change_nothing(tiny_ferplus: Path) -> None:
     loader = workers.train_dataloader()
     for epoch in (0, 1):
         expected = batches(alone, epoch)
-        loader.batch_sampler.sampler.set_epoch(epoch)
-        assert same(expected, list(loader))  # the workers persist
+        assert same(expected, served(workers, loader, epoch))  # the workers persist
     assert not same(batches(alone, 0), batches(alone, 1))
 
 
@@ -160,7 +196,7 @@ def test_both_arms_see_the_same_images_with_the_same_changes(tiny_ferplus: Path,
 
 def test_reduction_is_antialiased() -> None:
     stripes = torch.zeros(1, 1, 384, 384, dtype=torch.uint8)
-    stripes[..., 1::4] = stripes[..., 2::4] = 255
+    stripes[..., 1::4] = stripes[..., 2::4] = 255  # what lies under a pixel's centre
     reduced = reduce_size(stripes, 96)
     assert (reduced.dtype, reduced.shape) == (torch.uint8, (1, 1, 96, 96))
     inner = reduced[..., 2:-2].float()
@@ -181,17 +217,26 @@ def test_first_epochs_at_another_size(tiny_ferplus: Path) -> None:
     assert batches(data, 0, "val")[0]["image"].shape[-2:] == (64, 64)
     small = module(tiny_ferplus, input_size=32, augment=False)
     assert same(batches(data, 1), batches(small, 1))
-    with pytest.raises(ValueError, match="early_size is 4, allowed are 8 to 384"):
-        module(tiny_ferplus, early_size=4, early_epochs=1)
 
 
-def test_cached_upscaler_is_run_once_per_distinct_image(few: Path, tmp_path: Path) -> None:
+def test_training_order_is_drawn_from_seed_and_epoch(tiny_ferplus: Path) -> None:
+    def order(epoch: int, seed: int = 0) -> list[int]:
+        data = module(tiny_ferplus, augment=False, input_size=8, seed=seed)
+        return torch.cat([batch["index"] for batch in batches(data, epoch)]).tolist()
+
+    first = order(0)
+    assert order(0) == first != sorted(first)
+    assert order(1) != first
+    assert order(0, seed=1) != first
+
+
+def test_cached_upscaler_is_run_once_per_image(few: Path, tmp_path: Path) -> None:
     upscaler = Inverted()
     data = module(few, upscaler=upscaler, batch_size=3, augment=False, input_size=384)
-    assert upscaler.count == 0, "nothing is enlarged before a loader is asked for"
+    assert upscaler.count == 0, "nothing is upscaled before a loader is asked for"
     split = load_split(few, "train", "crossentropy")
     (batch,) = batches(data)
-    assert upscaler.count == len({sample.image.tobytes() for sample in MIXED})  # a block holds them all
+    assert upscaler.count == len(MIXED)  # a block holds them all
     bilinear = InterpolationUpscaler("bilinear")(torch.from_numpy(split.images)[:, None])
     assert torch.equal(batch["image"][:, :1], (255 - bilinear)[batch["index"]].float() / 255)
     folder = data.cache_folder
@@ -206,24 +251,95 @@ def test_cached_upscaler_is_run_once_per_distinct_image(few: Path, tmp_path: Pat
     assert elsewhere.parent == tmp_path / "other"
 
 
-def test_the_cache_is_filled_as_far_as_needed(few: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upscaled_cache, "BLOCK", 1)
-    upscaler = Inverted()
-    data = module(few, stage="fit", batch_size=3, upscaler=upscaler)
+@pytest.fixture(scope="module")
+def blocks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """100 different images of each split, which lie in three blocks of 128."""
+    samples = [
+        Sample(usage, f"fer{split}{number:06d}.png", votes(fear=10), face(1000 * split + number))
+        for split, usage in enumerate(("Training", "PublicTest", "PrivateTest"))
+        for number in range(100)
+    ]
+    return write_folders(tmp_path_factory.mktemp("blocks"), samples)
+
+
+def made(cache: Path) -> list[int]:
+    """Numbers of the blocks in the only cache of a folder."""
+    return sorted(int(path.name[:5]) for path in cache.glob("*/*.npy"))
+
+
+def test_the_cache_is_filled_as_far_as_needed(blocks: Path, tmp_path: Path) -> None:
+    cached: dict[str, Any] = {"upscaler": Inverted(), "cache_dir": str(tmp_path)}
+    data = module(blocks, **cached)
     data.train_dataloader()
+    assert made(tmp_path) == [0]
     data.val_dataloader()
-    assert upscaler.count == 5  # distinct faces of training and validation
-    assert module(few, stage="predict", upscaler=upscaler).predict_dataloader() == []
-    assert upscaler.count == 7  # the rest
+    assert made(tmp_path) == [0, 1]
+    (batch,) = batches(module(blocks, stage="test", batch_size=100, **cached), split="test")
+    assert made(tmp_path) == [0, 1, 2]
+    expected = 255 - InterpolationUpscaler("bilinear")(torch.from_numpy(face(2099))[None, None])
+    assert torch.equal(
+        batch["image"][-1:], module(blocks).on_after_batch_transfer({"image": reduce_size(expected, 48)}, 0)["image"]
+    )
 
 
-def test_enlarged_faces_by_name(few: Path) -> None:
+def test_testing_on_another_split_fills_the_cache_for_that_split(blocks: Path, tmp_path: Path) -> None:
+    data = module(blocks, stage="test", test_split="val", upscaler=Inverted(), cache_dir=str(tmp_path))
+    assert sum(len(batch["index"]) for batch in batches(data, split="test")) == 100
+    assert made(tmp_path) == [0, 1]
+
+
+def test_the_upscale_command_fills_all_of_the_cache(blocks: Path, tmp_path: Path) -> None:
+    data = module(blocks, stage="predict", upscaler=Inverted(), cache_dir=str(tmp_path))
+    assert data.predict_dataloader() == []
+    assert made(tmp_path) == [0, 1, 2]
+
+
+def test_each_rank_makes_its_own_blocks_first(blocks: Path, tmp_path: Path) -> None:
+    class Stopped(Inverted):
+        """Stops after the first block."""
+
+        def __call__(self, images: Tensor) -> Tensor:
+            if made(cache):
+                raise KeyboardInterrupt
+            return super().__call__(images)
+
+    for rank in [0, 1, 2] * 2:  # a rank that is not told its number begins anywhere
+        cache = tmp_path / str(len(list(tmp_path.iterdir())))
+        data = module(blocks, stage="predict", upscaler=Stopped(), cache_dir=str(cache))
+        data.trainer = Rank(rank, 3)  # type: ignore[assignment]
+        with pytest.raises(KeyboardInterrupt):
+            data.predict_dataloader()
+        assert made(cache) == [rank]
+
+
+@pytest.mark.parametrize("other", ["generator", "data"])
+def test_blocks_of_another_generator_or_data_are_refused(other: str, tmp_path: Path) -> None:
+    """Even if somebody copies them into the folder of this one."""
+    samples = [Sample(usage, f"{usage}.png", votes(fear=10), face(5)) for usage in ("Training", "PublicTest")]
+    roots = [tmp_path / "one", tmp_path / "other"]
+    for root in roots:
+        root.mkdir()
+    write_folders(roots[0], samples)
+    write_folders(roots[1], [*samples[:1], samples[1]._replace(image=face(6))] if other == "data" else samples)
+    first = module(roots[0], batch_size=1, upscaler=Inverted())
+    first.train_dataloader()
+    second = module(roots[1], batch_size=1, upscaler=Inverted(2 if other == "generator" else 1), input_size=384)
+    assert first.cache_folder is not None and second.cache_folder is not None
+    shutil.copytree(first.cache_folder, second.cache_folder, dirs_exist_ok=True)
+    with pytest.warns(UserWarning, match="damaged, or of another cache; making the block again"):
+        (batch,) = batches(second, split="val")
+    face_, version = (6, 1) if other == "data" else (5, 2)
+    bilinear = InterpolationUpscaler("bilinear")(torch.from_numpy(face(face_))[None, None])
+    assert torch.equal(batch["image"][:, :1], (256 - version - bilinear).float() / 255)
+
+
+def test_upscaled_faces_by_name(few: Path) -> None:
     names = ["fer0000009.png", "fer0000006.png"]  # one that no rule keeps, too
     expected = InterpolationUpscaler("bilinear")(torch.from_numpy(np.stack([face(9), face(0)]))[:, None]).numpy()
-    assert np.array_equal(FERPlusDataModule(str(few)).enlarged("test", names), expected)
-    assert np.array_equal(FERPlusDataModule(str(few), Inverted()).enlarged("test", names), 255 - expected)
+    assert np.array_equal(FERPlusDataModule(str(few)).faces("test", names), expected)
+    assert np.array_equal(FERPlusDataModule(str(few), Inverted()).faces("test", names), 255 - expected)
     with pytest.raises(ValueError, match=r"the split 'val' has no image named 'fer0000006\.png'"):
-        FERPlusDataModule(str(few)).enlarged("val", names[1:])
+        FERPlusDataModule(str(few)).faces("val", names[1:])
 
 
 def test_faces_of_a_run_by_its_configuration(few: Path, tmp_path: Path) -> None:
@@ -254,11 +370,7 @@ def test_faces_of_a_run_by_its_configuration(few: Path, tmp_path: Path) -> None:
         arm_images(config, "val", [])
 
 
-def test_ranks_share_a_global_batch(tiny_ferplus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Rank:
-        def __init__(self, rank: int, world_size: int) -> None:
-            self.global_rank, self.world_size = rank, world_size
-
+def test_ranks_share_a_global_batch(tiny_ferplus: Path) -> None:
     data = module(tiny_ferplus, batch_size=8, augment=False)
     whole = [batch["index"].tolist() for batch in batches(data)]
     parts = []
@@ -266,6 +378,16 @@ def test_ranks_share_a_global_batch(tiny_ferplus: Path, monkeypatch: pytest.Monk
         data.trainer = Rank(rank, 2)  # type: ignore[assignment]
         parts.append([batch["index"].tolist() for batch in batches(data)])
     assert [sorted(one + other) for one, other in zip(*parts, strict=True)] == [sorted(batch) for batch in whole]
+    assert len(whole) == len(data.datasets["train"]) // 8, "what does not fill a batch is left out"
     data.trainer = Rank(0, 3)  # type: ignore[assignment]
     with pytest.raises(ValueError, match="batch_size is 8, expected a multiple of the 3 devices"):
         data.train_dataloader()
+
+
+def test_ranks_train_on_equally_many_images(blocks: Path) -> None:
+    served = []
+    for rank in range(3):  # 100 images are not divisible by 3
+        data = module(blocks, batch_size=3, augment=False, input_size=8, upscaler="nearest")
+        data.trainer = Rank(rank, 3)  # type: ignore[assignment]
+        served.append([len(batch["index"]) for batch in data.train_dataloader()])
+    assert served == [[1] * 33] * 3

@@ -2,7 +2,6 @@
 
 import cv2
 import numpy as np
-import pytest
 
 from datamodules.ferplus.augmentation import FaceAugmentation
 
@@ -18,8 +17,14 @@ def face(seed: int = 0, channels: int = 1, size: int = 64) -> np.ndarray:
     )
 
 
+def changed_only(**limits: float) -> FaceAugmentation:
+    """An augmentation of which everything else is off."""
+    off = {"rotation": 0.0, "scale": 0.0, "shift": 0.0, "flip": 0.0, "brightness": 0.0, "contrast": 0.0}
+    return FaceAugmentation(**(off | limits))
+
+
 def test_same_key_same_result_whatever_was_drawn_before() -> None:
-    one, other = FaceAugmentation(erase=0.5), FaceAugmentation(erase=0.5)
+    one, other = FaceAugmentation(), FaceAugmentation()
     first = one(face(), 0, 3, 7)
     for index in range(5):
         np.random.seed(index)
@@ -38,7 +43,7 @@ def test_seed_epoch_and_index_each_matter() -> None:
 def test_input_is_not_changed() -> None:
     image = face()
     before = image.copy()
-    FaceAugmentation(erase=1.0)(image, 0, 0, 0)
+    FaceAugmentation()(image, 0, 0, 0)
     assert np.array_equal(image, before)
 
 
@@ -59,20 +64,20 @@ def test_two_arms_get_the_same_geometry() -> None:
 
 
 def test_nothing_to_change() -> None:
-    augment = FaceAugmentation(rotation=0, scale=0, shift=0, flip=0, brightness=0, contrast=0)
+    augment = changed_only()
     assert np.array_equal(augment(face(), 0, 0, 0), face())
 
 
 def test_mirror_image() -> None:
-    augment = FaceAugmentation(rotation=0, scale=0, shift=0, flip=1, brightness=0, contrast=0)
+    augment = changed_only(flip=1)
     assert np.array_equal(augment(face(), 0, 0, 0), face()[:, ::-1])
-    half = FaceAugmentation(rotation=0, scale=0, shift=0, flip=0.5, brightness=0, contrast=0)
+    half = changed_only(flip=0.5)
     flipped = [np.array_equal(half(face(), 0, 0, index), face()[:, ::-1]) for index in range(200)]
     assert 70 < sum(flipped) < 130
 
 
 def test_shift_keeps_to_its_limit() -> None:
-    augment = FaceAugmentation(rotation=0, scale=0, shift=0.1, flip=0, brightness=0, contrast=0)
+    augment = changed_only(shift=0.1)
     image = np.zeros((60, 60, 1), np.uint8)
     image[29:31, 29:31] = 255
     centres = []
@@ -84,14 +89,33 @@ def test_shift_keeps_to_its_limit() -> None:
 
 
 def test_brightness_keeps_to_its_limit() -> None:
-    augment = FaceAugmentation(rotation=0, scale=0, shift=0, flip=0, brightness=0.2, contrast=0)
+    augment = changed_only(brightness=0.2)
     changes = [int(augment(np.full((8, 8, 1), 128, np.uint8), 0, 0, index)[0, 0, 0]) - 128 for index in range(50)]
     assert 40 < np.abs(changes).max() <= 52
     assert min(changes) < 0 < max(changes)
 
 
-@pytest.mark.parametrize("erase", [0.0, 1.0])
-def test_erasing(erase: float) -> None:
-    augment = FaceAugmentation(rotation=0, scale=0, shift=0, flip=0, brightness=0, contrast=0, erase=erase)
-    changed = (augment(np.full((64, 64, 1), 128, np.uint8), 0, 0, 0) != 128).mean()
-    assert 0.019 < changed < 0.16 if erase else changed == 0
+def test_rotation_keeps_to_its_limit() -> None:
+    augment, image = changed_only(rotation=20), np.zeros((101, 101, 1), np.uint8)
+    image[48:53, 85:90] = 255  # right of the centre
+    angles = []
+    for index in range(50):
+        rows, columns = np.nonzero(augment(image, 0, 0, index)[..., 0] > 60)
+        angles.append(np.degrees(np.arctan2(50 - rows.mean(), columns.mean() - 50)))
+    assert min(angles) < -16 and max(angles) > 16
+    assert np.abs(angles).max() < 20.5
+
+
+def test_scale_keeps_to_its_limit() -> None:
+    augment, image = changed_only(scale=0.15), np.zeros((100, 100, 1), np.uint8)
+    image[30:70, 30:70] = 255
+    sides = np.array([np.count_nonzero(augment(image, 0, 0, index)[50, :, 0] > 127) / 40 for index in range(50)])
+    assert 0.84 <= sides.min() < 0.88 and 1.12 < sides.max() <= 1.16
+
+
+def test_contrast_keeps_to_its_limit() -> None:
+    image = np.full((8, 8, 1), 50, np.uint8)
+    image[4:] = 200
+    results = [changed_only(contrast=0.2)(image, 0, 0, index)[..., 0].astype(int) for index in range(50)]
+    ratios = np.array([(result[4:].mean() - result[:4].mean()) / 150 for result in results])
+    assert 0.79 < ratios.min() < 0.84 and 1.16 < ratios.max() < 1.21

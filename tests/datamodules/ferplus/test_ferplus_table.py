@@ -1,4 +1,4 @@
-"""The array cache beside the data: used when it belongs to the files, made anew when it does not."""
+"""The parsed data beside the sources: read while they belong to the files, made again when they do not."""
 
 import multiprocessing
 import os
@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ferplus_writers import Sample, face, votes, write_folders, write_kaggle
 
-from datamodules.ferplus import table as ferplus_source
+from datamodules.ferplus import table as table_module
 from datamodules.ferplus.table import FERPlusTable, open_table
+from tests.datamodules.ferplus.ferplus_writers import Sample, face, votes, write_folders, write_kaggle
 
 SAMPLES = [
     Sample("Training", "fer0000000.png", votes(happiness=10), face(0)),
@@ -29,7 +29,7 @@ class Parses:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.count = 0
         for name in ("read_kaggle", "read_folders"):
-            monkeypatch.setattr(ferplus_source, name, self._counted(getattr(ferplus_source, name)))
+            monkeypatch.setattr(table_module, name, self._counted(getattr(table_module, name)))
 
     def _counted(self, read: Any) -> Any:
         def counting(*args: Any) -> Any:
@@ -45,17 +45,17 @@ def parses(monkeypatch: pytest.MonkeyPatch) -> Parses:
 
 
 def same(one: FERPlusTable, other: FERPlusTable) -> bool:
-    return all(np.array_equal(a, b) and a.dtype == b.dtype for a, b in zip(one, other, strict=True))
+    arrays = [(getattr(one, name), getattr(other, name)) for name in ("names", "images", "votes", "split", "identity")]
+    return one.fingerprint == other.fingerprint and all(np.array_equal(a, b) and a.dtype == b.dtype for a, b in arrays)
 
 
 @pytest.mark.parametrize("write", [write_kaggle, write_folders])
 def test_parsed_once(write: Any, tmp_path: Path, parses: Parses) -> None:
-    first, fingerprint = open_table(write(tmp_path, SAMPLES))
+    first = open_table(write(tmp_path, SAMPLES))
     for _ in range(2):
-        table, again = open_table(tmp_path)
+        table = open_table(tmp_path)
         assert same(table, first)
-        assert again == fingerprint
-        assert isinstance(table.images, np.memmap)
+        assert table.root == tmp_path
     assert parses.count == 1
     assert table.identity.tolist() == [0, 1, 0, 1, 4]
     assert table.in_train().tolist() == [True, True, True, True, False]
@@ -64,96 +64,93 @@ def test_parsed_once(write: Any, tmp_path: Path, parses: Parses) -> None:
 def test_both_layouts_have_one_fingerprint(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
-    assert open_table(write_kaggle(tmp_path / "a", SAMPLES))[1] == open_table(write_folders(tmp_path / "b", SAMPLES))[1]
+    assert same(open_table(write_kaggle(tmp_path / "a", SAMPLES)), open_table(write_folders(tmp_path / "b", SAMPLES)))
 
 
-def test_changed_votes_are_read_anew(tmp_path: Path, parses: Parses) -> None:
-    _, before = open_table(write_folders(tmp_path, SAMPLES))
+def test_changed_votes_are_read_again(tmp_path: Path, parses: Parses) -> None:
+    before = open_table(write_folders(tmp_path, SAMPLES))
     path = tmp_path / "fer2013new.csv"
-    times = path.stat().st_atime_ns, path.stat().st_mtime_ns
+    modified = path.stat().st_mtime_ns
     path.write_text(path.read_text().replace("fer0000001.png,0,0,0,0,0,0,10", "fer0000001.png,10,0,0,0,0,0,0"))
-    os.utime(path, ns=times)  # of the same length and time, as a restored backup could be
-    table, after = open_table(tmp_path)
+    os.utime(path, ns=(modified, modified + 1))  # of the same length, a nanosecond later
+    after = open_table(tmp_path)
     assert parses.count == 2
-    assert table.votes[1].tolist() == list(votes(neutral=10))
-    assert after != before
+    assert after.votes[1].tolist() == list(votes(neutral=10))
+    assert after.fingerprint != before.fingerprint
 
 
-def test_changed_image_is_read_anew(tmp_path: Path, parses: Parses) -> None:
+def test_file_of_another_size_with_its_old_time_is_read_again(tmp_path: Path) -> None:
+    open_table(write_folders(tmp_path, SAMPLES))
+    path = tmp_path / "fer2013new.csv"
+    modified = path.stat().st_mtime_ns
+    path.write_text(path.read_text().replace("fer0000001.png,0,0,0,0,0,0,10", "fer0000001.png,0,0,0,0,0,0,9"))
+    os.utime(path, ns=(modified, modified))
+    assert open_table(tmp_path).votes[1].tolist() == list(votes(fear=9))
+
+
+def test_changed_image_is_read_again(tmp_path: Path, parses: Parses) -> None:
     open_table(write_folders(tmp_path, SAMPLES))
     changed = [*SAMPLES[:1], SAMPLES[1]._replace(image=face(9)), *SAMPLES[2:]]
-    table, _ = open_table(write_folders(tmp_path, changed))
+    table = open_table(write_folders(tmp_path, changed))
     assert np.array_equal(table.images[1], face(9))
     (tmp_path / "FER2013Valid" / "fer0000004.png").unlink()
-    table, _ = open_table(write_folders(tmp_path, changed[:-1]))
+    table = open_table(write_folders(tmp_path, changed[:-1]))
     assert len(table.names) == 4
     assert parses.count == 3
 
 
-def test_copied_and_touched_sources_are_recognised_by_content(tmp_path: Path, parses: Parses) -> None:
+def test_copied_folder_is_parsed_once_more(tmp_path: Path, parses: Parses) -> None:
     root = tmp_path / "one"
     root.mkdir()
-    first, fingerprint = open_table(write_folders(root, SAMPLES))
+    first = open_table(write_folders(root, SAMPLES))
     shutil.copytree(root, tmp_path / "two", copy_function=shutil.copyfile)
-    table, again = open_table(tmp_path / "two")
-    assert same(table, first)
-    assert again == fingerprint
-    assert parses.count == 1
-    content = ferplus_source._content
-    ferplus_source._content = None  # type: ignore[assignment]  # the new times are known now: nothing is compared
-    try:
-        open_table(tmp_path / "two")
-    finally:
-        ferplus_source._content = content
+    for _ in range(2):
+        assert same(open_table(tmp_path / "two"), first)
+    assert parses.count == 2
 
 
-@pytest.mark.parametrize("damage", ["truncated", "flipped", "header", "manifest", "field", "lost"])
-def test_damaged_cache_is_made_anew(damage: str, tmp_path: Path, parses: Parses) -> None:
-    first, fingerprint = open_table(write_folders(tmp_path, SAMPLES))
-    images = tmp_path / ".superfer_cache" / "ferplus" / "images.npy"
-    manifest = images.with_name("manifest.json")
-    data = bytearray(images.read_bytes())
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "header", "empty", "lost"])
+def test_damaged_data_are_parsed_again(damage: str, tmp_path: Path, parses: Parses) -> None:
+    first = open_table(write_folders(tmp_path, SAMPLES))
+    path = tmp_path / ".superfer_cache" / "ferplus.npz"
+    data = bytearray(path.read_bytes())
     if damage == "truncated":
-        images.write_bytes(bytes(data[:-1]))
+        path.write_bytes(bytes(data[:-1]))
     elif damage == "flipped":
-        data[-100] ^= 1
-        images.write_bytes(bytes(data))
+        data[bytes(data).index(face(1).tobytes()) + 100] ^= 1
+        path.write_bytes(bytes(data))
     elif damage == "header":
-        images.write_bytes(bytes(data).replace(b"|u1", b"|i1"))
-    elif damage == "manifest":
-        manifest.write_text(manifest.read_text()[:-9])
-    elif damage == "field":
-        manifest.write_text(manifest.read_text().replace("fingerprint", "footprint"))
+        path.write_bytes(bytes(data).replace(b"|u1", b"|i1"))
+    elif damage == "empty":
+        path.write_bytes(b"")
     else:
-        images.unlink()
+        path.unlink()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        table, again = open_table(tmp_path)
+        assert same(open_table(tmp_path), first)
     assert any("damaged" in str(warning.message) for warning in caught) == (damage != "lost")
-    assert same(table, first)
-    assert again == fingerprint
     open_table(tmp_path)
     assert parses.count == 2
 
 
-def test_cache_that_cannot_be_written(tmp_path: Path, parses: Parses, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folder_that_cannot_be_written(tmp_path: Path, parses: Parses, monkeypatch: pytest.MonkeyPatch) -> None:
     write_folders(tmp_path, SAMPLES)
 
     def refuse(*args: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(ferplus_source, "replace_folder", refuse)
+    monkeypatch.setattr(table_module, "write_atomically", refuse)
     for _ in range(2):
-        with pytest.warns(UserWarning, match="could not be kept .*Permission denied.*parsed each time"):
-            table, _ = open_table(tmp_path)
+        with pytest.warns(UserWarning, match="cannot be written .*Permission denied.*parsed at each start"):
+            table = open_table(tmp_path)
     assert table.names.tolist() == [sample.name for sample in SAMPLES]
     assert parses.count == 2
 
 
 def _open(root: Path, barrier: Any, results: Any) -> None:
     barrier.wait()
-    table, fingerprint = open_table(root)
-    results.put((fingerprint, int(np.asarray(table.images, dtype=np.int64).sum())))
+    table = open_table(root)
+    results.put((table.fingerprint, int(table.images.sum())))
 
 
 def test_processes_that_parse_at_once(tmp_path: Path) -> None:
@@ -167,6 +164,6 @@ def test_processes_that_parse_at_once(tmp_path: Path) -> None:
     for process in processes:
         process.join()
     assert [process.exitcode for process in processes] == [0] * 4
-    table, fingerprint = open_table(tmp_path)
-    assert set(answers) == {(fingerprint, int(np.asarray(table.images, dtype=np.int64).sum()))}
-    assert [path.name for path in (tmp_path / ".superfer_cache").iterdir()] == ["ferplus"]  # nothing is left over
+    table = open_table(tmp_path)
+    assert set(answers) == {(table.fingerprint, int(table.images.sum()))}
+    assert [path.name for path in (tmp_path / ".superfer_cache").iterdir()] == ["ferplus.npz"]  # nothing is left over
