@@ -1,14 +1,15 @@
-"""The command `prepare`: cut faces out around their landmarks and pack them."""
+"""Cut faces out around their landmarks and pack them: `superfer prepare`."""
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from datamodules.faces.packed import MANIFEST, describe_left_out, pack_faces
+from datamodules.faces.packed import IMAGES, LANDMARKS, MANIFEST, describe_left_out, pack_faces
+from datamodules.synthetic import SYNTHETIC_MARKER
 
 
 def prepare(args: Sequence[str] | None = None) -> None:
-    """The command `prepare.py`; exits with code 2 where nothing could be prepared."""
+    """Pack the faces of a folder; exit with code 2 where nothing can be packed."""
     parser = argparse.ArgumentParser(
         prog="superfer prepare",
         allow_abbrev=False,
@@ -22,10 +23,19 @@ def prepare(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--min_face_size", type=float, default=0, help="smallest crop side in original px")
     options = parser.parse_args(args)
     try:
+        _refuse_foreign(options.out)
         manifest = pack_faces(
             options.faces, options.landmarks, options.out, options.hr_size, options.margin, options.min_face_size
         )
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    print(f"{options.out}: {len(manifest['names'])} faces of {options.hr_size} px from {manifest['source']}")
-    print(f"{describe_left_out(manifest)}\nthe whole list is in {options.out / MANIFEST}")
+    print(f"{options.out}: {len(manifest['names'])} faces; {describe_left_out(manifest)}")
+    print(f"the whole list is in {options.out / MANIFEST}")
+
+
+def _refuse_foreign(out: Path) -> None:
+    """A prepared folder may be replaced; anything else may be somebody's work."""
+    present = {path.name for path in out.iterdir()} if out.is_dir() else {out.name} if out.exists() else set()
+    ours = {IMAGES, LANDMARKS, MANIFEST, SYNTHETIC_MARKER} if MANIFEST in present else set()
+    if present - ours:
+        raise ValueError(f"{out} holds {min(present - ours)!r}, which would be lost, expected an empty or new folder")

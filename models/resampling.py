@@ -21,6 +21,12 @@ def to_uint8(images: Tensor) -> Tensor:
     return round_levels(images.float() * 255)
 
 
+def luma_bt601(rgb: Tensor) -> Tensor:
+    """Luma (BT.601) of float RGB images in any range, B,3,H,W -> B,1,H,W in the same range."""
+    red, green, blue = rgb.unbind(dim=-3)
+    return (0.299 * red + 0.587 * green + 0.114 * blue).unsqueeze(-3)
+
+
 def resize_bicubic(images: Tensor, size: int) -> Tensor:
     """Resize square 8-bit images with PIL's (antialiased, a = -0.5) bicubic filter.
 

@@ -19,8 +19,8 @@ from PIL import Image
 from commands.cli import SuperFERCLI
 from commands.console import refusals
 from comparison.reading import read_runs
-from datamodules.faces.annotations import find_faces
-from datamodules.faces.cropping import FaceError, read_image, read_pts
+from datamodules.faces.annotations import FaceError, find_faces, read_pts
+from datamodules.faces.cropping import read_image
 from datamodules.faces.packed import pack_faces
 from datamodules.ferplus.table import open_table
 from datamodules.image_folder import ImageRefusedError, image_size

@@ -1,32 +1,70 @@
-"""Where the landmarks of a folder of images come from: `.pts` files, an annotation `.pkl`, or a CSV.
+"""Find the landmarks of a folder of images: in `.pts` files, in the DIC authors' `.pkl`, or in a CSV.
 
-- `NAME.pts` beside every image, one-based (`datamodules.faces.cropping`).
+- `NAME.pts` beside every image, in the format of the iBUG annotations, **one-based**: 1.0 is the first pixel's centre.
+
+      version: 1
+      n_points: 68
+      {
+      89.688 165.762
+      ...
+      }
+
 - The `.pkl` of the authors of DIC, for CelebA and Helen: a pickled dictionary of image names, with or without suffix,
-  to `{"landmark": 68 x 2 numbers, "bbox": ...}`. Landmarks are (x, y) in pixels of the image, **zero-based**; the box
-  is not used.
+  to `{"landmark": 68 x 2 numbers, "bbox": ...}`. Landmarks are (x, y) in pixels, **zero-based**; the box is not used.
 - A CSV with the header `name,x0,y0,...,x67,y67`, one row per face, **zero-based** pixels as well.
 
-What is wrong with one face (its numbers, its image) is found when that face is read, so that it can be left out; what
-is wrong with the whole file or folder is an error at once.
+What is wrong with one face is found when that face is read, so that it alone is left out; what is wrong with the whole
+file or folder is an error at once.
 """
 
 import csv
-from collections.abc import Iterable, Iterator
+import hashlib
+import math
+import os
+import re
+import reprlib
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.faces.cropping import IMAGE_SUFFIXES, FaceError, ReadLandmarks, read_pts
 from models.heatmaps import NUM_LANDMARKS
 from storage.pickles import load_plain_pickle
 
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
+
+_SUFFIXES = (*IMAGE_SUFFIXES, ".pts")
+
 CSV_HEADER = ("name", *(f"{axis}{point}" for point in range(NUM_LANDMARKS) for axis in "xy"))
 
+_PTS = re.compile(r"\s*version:\s*1\s+n_points:\s*(\d{1,9})\s*\{(.*)\}\s*", re.DOTALL)
+
 _T = TypeVar("_T")
+
+Reason = Literal[
+    "unreadable image",
+    "unreadable landmarks",
+    "wrong number of landmarks",
+    "landmarks outside the image",
+    "face too small",
+    "image without landmarks",
+    "landmarks without image",
+]
+
+ReadLandmarks = Callable[[], NDArray[np.float64]]  # 68,2 zero-based pixels, or a FaceError
+
+
+class FaceError(ValueError):
+    """One face cannot be used; the message names the file, or the entry of an annotation file."""
+
+    def __init__(self, reason: Reason, message: str) -> None:
+        super().__init__(message)
+        self.reason: Reason = reason
 
 
 @dataclass(frozen=True)
@@ -54,60 +92,102 @@ def find_faces(root: Path, annotations: Path | None = None) -> FaceFiles:
     Raises:
         ValueError: folder or file is missing, holds no landmarks, is damaged as a whole, or has one name twice.
     """
-    if not root.is_dir():
-        raise ValueError(f"folder of faces not found: {root.resolve()}")
-    files = sorted(path for path in root.iterdir() if path.is_file())  # a named pipe would not end
+    files = [Path(entry) for entry in _list(root)]
     images = _by_name((path.name, path) for path in files if path.suffix.lower() in IMAGE_SUFFIXES)
     landmarks: dict[str, ReadLandmarks]
     if annotations is None:
         landmarks = {path.stem: partial(read_pts, path) for path in files if path.suffix.lower() == ".pts"}
         if not landmarks:
-            raise ValueError(f"no .pts files in {root.resolve()}; expected NAME.pts beside NAME{IMAGE_SUFFIXES[0]}")
+            raise ValueError(f"{root.resolve()}: no .pts files, expected NAME.pts beside NAME{IMAGE_SUFFIXES[0]}")
         return FaceFiles(images, landmarks, str(root))
     if not annotations.is_file():
         raise ValueError(f"file of landmarks not found: {annotations.resolve()}")
     readers = {".pkl": _read_pkl, ".csv": _read_csv}
     if annotations.suffix.lower() not in readers:
-        raise ValueError(f"{annotations}: landmarks are read from {' or '.join(readers)} files")
+        raise ValueError(f"{annotations}: expected a {' or '.join(readers)} file of landmarks")
     landmarks = _by_name(readers[annotations.suffix.lower()](annotations))
     if not landmarks:
         raise ValueError(f"{annotations}: holds no face")
     return FaceFiles(images, landmarks, f"{root} with {annotations}")
 
 
+def identify_files(root: Path) -> str:
+    """Hash the names, sizes and times of a folder's images and `.pts` files."""
+    stats = [(entry.name, entry.stat().st_size, entry.stat().st_mtime_ns) for entry in _list(root)]
+    return hashlib.sha256(repr(stats).encode()).hexdigest()[:16]
+
+
+def _list(root: Path) -> list[os.DirEntry[str]]:
+    """Images and `.pts` files by name; a named pipe would never end."""
+    if not root.is_dir():
+        raise ValueError(f"folder of faces not found: {root.resolve()}")
+    with os.scandir(root) as entries:
+        files = [entry for entry in entries if entry.is_file() and entry.name.lower().endswith(_SUFFIXES)]
+    return sorted(files, key=lambda entry: entry.name)
+
+
 def _by_name(entries: Iterable[tuple[str, _T]]) -> dict[str, _T]:
-    """Entries by file name without suffix; a suffix that is none of an image belongs to the name."""
-    found: dict[str, _T] = {}
+    """Entries by file name without suffix; a suffix that is not an image's belongs to the name."""
+    by_name: dict[str, _T] = {}
     first: dict[str, str] = {}
     for file_name, entry in entries:
         stem, dot, suffix = file_name.rpartition(".")
         name = stem if dot + suffix.lower() in IMAGE_SUFFIXES else file_name
-        if name in found:
+        if name in by_name:
             raise ValueError(f"two entries for one face: {first[name]} and {file_name}; keep one of them")
-        found[name], first[name] = entry, file_name
-    return found
+        by_name[name], first[name] = entry, file_name
+    return by_name
 
 
-def as_landmarks(values: object, where: str) -> NDArray[np.float64]:
-    """Check 68 landmarks, float64 68,2.
+def as_landmarks(values: Any, where: str) -> NDArray[np.float64]:
+    """Check 68 pairs of finite numbers, or of their texts.
+
+    Returns:
+        float64 68,2.
 
     Raises:
-        FaceError: they are not 68 pairs of finite numbers; the message begins with `where`.
+        FaceError: they are something else; the message begins with `where`.
     """
-    rows = values if isinstance(values, (list, tuple)) else ()
-    deep = any(isinstance(row, (list, tuple)) and any(isinstance(x, (list, tuple)) for x in row) for row in rows)
+    is_sequence = isinstance(values, list | tuple) or (isinstance(values, np.ndarray) and values.ndim)
+    points = []
+    for number, pair in enumerate(values if is_sequence else ()):  # in an array, lists of the same lists would explode
+        try:
+            x, y = map(float, pair)
+        except (TypeError, ValueError, OverflowError):
+            x = y = math.nan
+        if not (math.isfinite(x) and math.isfinite(y)):
+            raise FaceError(
+                "unreadable landmarks",
+                f"{where}, point {number}: found {reprlib.repr(pair)}, expected two finite numbers",
+            )
+        points.append((x, y))
+    if len(points) != NUM_LANDMARKS:
+        raise FaceError("wrong number of landmarks", f"{where}: found {len(points)} points, expected {NUM_LANDMARKS}")
+    return np.array(points)
+
+
+def read_pts(path: Path) -> NDArray[np.float64]:
+    """Read 68 landmarks of the iBUG format.
+
+    Returns:
+        float64 68,2, (x, y) in image pixels, zero-based: the file's values minus one.
+
+    Raises:
+        FaceError: the file is anything else.
+    """
     try:
-        if deep:  # lists of the same lists grow beyond all memory when they become an array
-            raise ValueError
-        points = np.array(values, dtype=np.float64)
-    except (TypeError, ValueError, OverflowError):
-        raise FaceError("unreadable landmarks", f"{where}: the landmarks are not pairs of numbers") from None
-    if points.shape != (NUM_LANDMARKS, 2):
-        shape = " x ".join(map(str, points.shape)) or "one number"
-        raise FaceError("wrong number of landmarks", f"{where}: found {shape}, expected {NUM_LANDMARKS} x 2 numbers")
-    if not np.isfinite(points).all():
-        raise FaceError("unreadable landmarks", f"{where}: some landmarks are not finite")
-    return points
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise FaceError("unreadable landmarks", f"{path}: not a readable text file ({error})") from error
+    parts = _PTS.fullmatch(text)
+    if parts is None:
+        raise FaceError(
+            "unreadable landmarks",
+            f"{path}: found {reprlib.repr(text)}, expected 'version: 1 n_points: {NUM_LANDMARKS} {{ points }}'",
+        )
+    if int(parts[1]) != NUM_LANDMARKS:
+        raise FaceError("wrong number of landmarks", f"{path}: n_points is {parts[1]}, expected {NUM_LANDMARKS}")
+    return as_landmarks([line.split() for line in parts[2].splitlines() if line.strip()], str(path)) - 1
 
 
 def _read_pkl(path: Path) -> Iterator[tuple[str, ReadLandmarks]]:
@@ -128,22 +208,12 @@ def _read_csv(path: Path) -> Iterator[tuple[str, ReadLandmarks]]:
                 raise ValueError(f"{path}, line 1: found {','.join(header[:4])!r}..., expected name,x0,y0,...,x67,y67")
             for row in rows:
                 if row:
-                    yield row[0], _row_reader(row[1:], f"{path}, line {rows.line_num}")
+                    # One text: 200,000 faces are 250 MB, and gigabytes as separate words.
+                    yield row[0], partial(_parse_row, ",".join(row[1:]), f"{path}, line {rows.line_num}")
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path}: not a CSV of landmarks ({error})") from error
 
 
-def _row_reader(words: list[str], where: str) -> ReadLandmarks:
-    """Numbers are kept instead of their texts: 200,000 faces are 220 MB then, and not gigabytes."""
-    if len(words) % 2:
-        message = f"{where}: found {len(words)} numbers, expected {2 * NUM_LANDMARKS}"
-        return partial(_raise, FaceError("wrong number of landmarks", message))
-    try:
-        points = np.array(words, dtype=np.float64).reshape(-1, 2)
-    except ValueError:
-        return partial(_raise, FaceError("unreadable landmarks", f"{where}: holds something that is not a number"))
-    return partial(as_landmarks, points, where)
-
-
-def _raise(error: FaceError) -> NDArray[np.float64]:
-    raise error
+def _parse_row(text: str, where: str) -> NDArray[np.float64]:
+    words = text.split(",")
+    return as_landmarks(list(zip_longest(words[::2], words[1::2])), where)

@@ -1,8 +1,7 @@
 """Random changes of training faces with landmarks, so that a generator learns the images it will be used on.
 
-What happens to a face is drawn in the data set from (seed, epoch, index) alone, as ten uniform numbers (and, with
-noise, one normal number per LR pixel). They travel with the face, and whole batches are changed on the device that
-trains:
+What happens to a face is drawn in the data set from (seed, epoch, index) alone and travels with it; whole batches are
+changed on the device that trains:
 
 1. HR faces and landmarks: flip, rotation, scale, shift; heatmaps are drawn from the landmarks afterwards.
 2. HR faces: gray.
@@ -21,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import grid_sample, pad
 
 from models.heatmaps import flip_landmarks
-from models.resampling import round_levels
+from models.resampling import luma_bt601, round_levels
 
 DRAWN = ("flip", "rotation", "scale", "shift_x", "shift_y", "gray", "blur", "contrast", "noise", "jpeg")
 
@@ -31,23 +30,18 @@ _UNMOVED = (1.0, 0.5, 0.5, 0.5, 0.5)  # draws of flip, rotation, scale and shift
 class LandmarkAugmentation:
     """Random changes of faces with landmarks; by default the mirror image of half of them.
 
-    Every change is drawn uniformly up to the limit given here, and a limit of 0 turns it off. Without rotation, scale
-    and shift no pixel is interpolated.
+    Every change is drawn uniformly up to the limit given here, and a limit of 0 turns it off.
 
     Args:
         flip: probability of the mirror image.
         rotation: largest angle, degrees, either way.
         scale: largest relative change of size, below 1.
         shift: largest shift along each axis, as a fraction of the side.
-        gray: probability of luma (BT.601) in all three channels, HR and LR; 1 for a generator that enlarges gray faces.
+        gray: probability of luma (BT.601) in all three channels, HR and LR; 1 for a generator that upscales gray faces.
         blur: largest standard deviation of a Gaussian blur, LR pixels.
         contrast: largest relative change of the distance from mid-gray, below 1; LR only.
         noise: largest standard deviation of Gaussian noise, the same in all channels, gray levels (0 to 255); LR only.
-        jpeg: lowest JPEG quality, 1 to 100 (drawn between this and 100); LR only. None turns it off. JPEG is coded on
-            the CPU, wherever the batch is.
-
-    Raises:
-        ValueError: a limit is out of its range.
+        jpeg: lowest JPEG quality, 1 to 100 (drawn between this and 100); LR only, coded on the CPU. None turns it off.
     """
 
     def __init__(
@@ -78,12 +72,7 @@ class LandmarkAugmentation:
     def draw(self, seed: int, epoch: int, index: int, lr_size: int, still: bool = False) -> dict[str, Tensor]:
         """Draw what happens to one face, whatever is turned on, so that no change alters the draw of another.
 
-        Args:
-            seed: of the run.
-            epoch: counted from 0.
-            index: of the face in its set.
-            lr_size: h.
-            still: neither mirror nor move the face, as for validation.
+        With `still` the face is neither mirrored nor moved, as for validation.
 
         Returns:
             `draws`: float32 10, uniform in [0, 1], in the order of `DRAWN`; with noise also `noise`: float32 1,h,h,
@@ -100,7 +89,7 @@ class LandmarkAugmentation:
 
     @property
     def changes_input(self) -> bool:
-        """Whether the generator is to expect other images than plain reductions of colour photographs."""
+        """Whether inputs are to be anything but plain reductions of colour photographs."""
         return bool(self.gray or self.blur or self.contrast or self.noise or self.jpeg is not None)
 
     def change_faces(self, hr: Tensor, landmarks: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
@@ -110,9 +99,6 @@ class LandmarkAugmentation:
             hr: uint8 B,3,H,H.
             landmarks: float32 B,68,2, (x, y) in HR pixels.
             draws: float32 B,10, see `draw`.
-
-        Returns:
-            Both, changed.
         """
         drawn = dict(zip(DRAWN, draws.unbind(1), strict=True))
         mirrored = (drawn["flip"] < self.flip) & (drawn["flip"] < 1)
@@ -134,9 +120,6 @@ class LandmarkAugmentation:
             lr: uint8 B,3,h,h.
             draws: float32 B,10, see `draw`.
             noise: float32 B,1,h,h, standard normal; None without noise.
-
-        Returns:
-            uint8 B,3,h,h.
         """
         drawn = dict(zip(DRAWN, draws.unbind(1), strict=True))
         if self.blur or self.contrast or self.noise:
@@ -157,7 +140,7 @@ class LandmarkAugmentation:
 
 def _check(name: str, value: float, lowest: float, highest: float) -> None:
     if not lowest <= value <= highest:  # also refuses nan
-        raise ValueError(f"{name} is {value}, allowed are {lowest} to {highest}")
+        raise ValueError(f"{name} is {value}, expected {lowest} to {highest}")
 
 
 def _around_zero(uniform: Tensor, limit: float) -> Tensor:
@@ -176,9 +159,6 @@ def move_faces(hr: Tensor, landmarks: Tensor, angle: Tensor, factor: Tensor, off
         angle: radians, B; positive turns from x towards y, clockwise as seen.
         factor: of size, B.
         offset: B,2, (x, y) in HR pixels.
-
-    Returns:
-        Both, moved; images are rounded to uint8.
     """
     side = hr.shape[-1]
     centre = (side - 1) / 2
@@ -202,10 +182,8 @@ def _turn(points: Tensor, matrix: Tensor) -> Tensor:
 
 
 def to_gray(images: Tensor) -> Tensor:
-    """Luma of BT.601 in all three channels, uint8 B,3,H,H; the same numbers as PIL's `convert("L")`."""
-    weights = torch.tensor([19595, 38470, 7471], device=images.device)  # of 65536
-    luma = (images * weights[:, None, None]).sum(1, keepdim=True)  # int64
-    return ((luma + 2**15) >> 16).to(torch.uint8).expand_as(images)
+    """Put the luma of uint8 B,3,H,H images into all three channels."""
+    return round_levels(luma_bt601(images.float())).expand_as(images)
 
 
 def gaussian_blur(images: Tensor, sigma: Tensor, largest: float) -> Tensor:

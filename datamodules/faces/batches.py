@@ -1,4 +1,4 @@
-"""Faces as batches: what is served, and what is made of it on the device."""
+"""Faces as batches: what workers load, and what the device makes of it."""
 
 import numpy as np
 import torch
@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datamodules.faces.augmentation import LandmarkAugmentation
-from datamodules.faces.sets import FaceSet
+from datamodules.faces.packed import FaceSet
 from models.dic import SCALE
 from models.heatmaps import HEATMAP_STRIDE, landmarks_to_heatmaps
 from models.resampling import resize_bicubic
@@ -25,17 +25,14 @@ class FaceDataset(Dataset[dict[str, Tensor]]):
     def __init__(
         self, faces: FaceSet, augmentation: LandmarkAugmentation | None = None, seed: int = 0, still: bool = False
     ) -> None:
-        self.faces = faces
-        self.still = still
-        self.augmentation = augmentation
-        self.seed = seed
+        self.faces, self.augmentation, self.seed, self.still = faces, augmentation, seed, still
 
     def __len__(self) -> int:
         return len(self.faces)
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Tensor]:
         epoch, index = key
-        image = self.faces.images[index]
+        image = self.faces.image(index)
         sample = {
             "hr": torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
             "landmarks": torch.from_numpy(self.faces.landmarks[index]),
@@ -50,16 +47,15 @@ class FaceDataset(Dataset[dict[str, Tensor]]):
 def complete_batch(
     batch: dict[str, Tensor], augmentation: LandmarkAugmentation | None = None, heatmap_sigma: float = 1.0
 ) -> dict[str, Tensor]:
-    """Change a batch as was drawn for it, and add the network's input (`lr`) and its heatmap target (`heatmaps`).
+    """Apply the augmentation drawn for a batch, then add the network's input `lr` and its heatmap target `heatmaps`.
 
     Args:
-        batch: what `FaceDataset` serves, collated; see the file's docstring.
-        augmentation: what drew; without `draws` in the batch it is not used.
+        batch: what `FaceDataset` serves, collated; shapes in `datamodules.faces.datamodule`.
+        augmentation: what drew; unused where the batch has no `draws`.
         heatmap_sigma: standard deviation of the target's Gaussians, heatmap pixels.
     """
-    hr, landmarks = batch["hr"], batch["landmarks"]
+    hr, landmarks, draws = batch["hr"], batch["landmarks"], batch.get("draws")
     side = hr.shape[-1]
-    draws = batch.get("draws")
     if augmentation is not None and draws is not None:
         hr, landmarks = augmentation.change_faces(hr, landmarks, draws)
     lr = resize_bicubic(hr, side // SCALE)

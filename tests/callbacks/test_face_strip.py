@@ -103,7 +103,7 @@ def test_same_faces_once_per_validation(tmp_path: Path, num_faces: int) -> None:
     assert data.val_set is not None
     for row, index in enumerate(shown):
         top = row * (HEADER + 64) + HEADER
-        np.testing.assert_array_equal(picture[top : top + 64, 4 * 64 : 5 * 64], data.val_set.faces.images[index])
+        np.testing.assert_array_equal(picture[top : top + 64, 4 * 64 : 5 * 64], data.val_set.faces.image(index))
 
 
 def test_no_faces_is_refused() -> None:

@@ -37,7 +37,7 @@ def refused(command: object, args: list[str], capsys: pytest.CaptureFixture[str]
     [
         ("--model.freeze_hourglass=-1", "freeze_hourglass must not be negative, got -1"),
         ("--model.net.num_features=0", "num_features is 0"),
-        ("--data.heatmap_sigma=0", "heatmap_sigma is 0.0, needed is more than 0 and at most 16"),
+        ("--data.heatmap_sigma=0", "heatmap_sigma is 0.0, expected more than 0 and at most 16"),
         ("--model.hourglass_weights=run", "hourglass_weights needs a generator in initial_weights"),
         (
             "--trainer.callbacks=[{class_path: callbacks.weight_average.WeightAverage, init_args: {decay: 3.0}}]",

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from models.resampling import resize_bicubic, to_uint8
+from models.resampling import luma_bt601, resize_bicubic, to_uint8
 
 REAL_GOLDEN = Path(__file__).parents[2].parent / "shared" / "golden" / "dic_lr.npz"  # real faces: not in the project
 
@@ -40,3 +40,10 @@ def test_float_images_are_refused_and_rounding_is_to_nearest() -> None:
         resize_bicubic(torch.zeros(1, 3, 8, 8), 4)
     values = torch.tensor([-0.1, 0.0, 0.4 / 255, 0.6 / 255, 254.6 / 255, 1.3])
     assert to_uint8(values).tolist() == [0, 0, 0, 1, 255, 255]
+
+
+def test_luma_is_that_of_pil() -> None:
+    image = _noise(32)
+    luma = luma_bt601(torch.from_numpy(image).permute(2, 0, 1)[None].float())
+    assert luma.shape == (1, 1, 32, 32)
+    np.testing.assert_allclose(luma[0, 0], np.asarray(Image.fromarray(image).convert("L")), atol=0.51)

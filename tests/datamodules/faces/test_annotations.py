@@ -1,4 +1,4 @@
-"""Landmarks from `.pts`, the authors' `.pkl` and CSV are the same numbers; what is wrong with one face is its own."""
+"""Landmarks from `.pts`, the authors' `.pkl` and CSV are the same numbers; a damaged entry spoils no other."""
 
 import os
 import pickle
@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datamodules.faces.annotations import FaceFiles, find_faces
-from datamodules.faces.cropping import FaceError
+from datamodules.faces.annotations import FaceError, FaceFiles, find_faces, read_pts
 from tests.datamodules.faces.face_writers import points, write_csv, write_face, write_image, write_pkl, write_pts
 
 
@@ -23,6 +22,45 @@ def folder(tmp_path: Path) -> Path:
     for number, name in enumerate(("a", "b.c")):
         write_face(tmp_path / "faces", name, points(number))
     return tmp_path / "faces"
+
+
+def test_points_become_zero_based(tmp_path: Path) -> None:
+    write_pts(tmp_path / "a.pts", points())
+    np.testing.assert_allclose(read_pts(tmp_path / "a.pts"), points(), atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("line", "text", "reason", "message"),
+    [
+        (1, "version: 2", "unreadable landmarks", r"found 'version: 2.*', expected 'version: 1 n_points: 68 "),
+        (2, "n_points: 5", "wrong number of landmarks", "n_points is 5, expected 68"),
+        (2, "n_points: many", "unreadable landmarks", "found 'version: 1"),
+        (3, "[", "unreadable landmarks", "found 'version: 1"),
+        (10, "1.0", "unreadable landmarks", r"point 6: found \['1\.0'\], expected two finite numbers"),
+        (10, "1.0 2.0 3.0", "unreadable landmarks", r"point 6: found \['1\.0', '2\.0', '3\.0'\]"),
+        (10, "1.0 two", "unreadable landmarks", "point 6: found"),
+        (10, "nan 2.0", "unreadable landmarks", "point 6: found"),
+        (10, "", "wrong number of landmarks", "found 67 points, expected 68"),
+        (72, "9 9", "unreadable landmarks", "found 'version: 1"),
+    ],
+)
+def test_malformed_pts_say_what_is_wrong(tmp_path: Path, line: int, text: str, reason: str, message: str) -> None:
+    path = tmp_path / "bad.pts"
+    write_pts(path, points())
+    lines = path.read_text().splitlines()
+    lines[line - 1] = text
+    path.write_text("\n".join(lines))
+    with pytest.raises(FaceError, match=rf"bad\.pts(:|,) {message}") as caught:
+        read_pts(path)
+    assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize("content", [b"", b"version: 1\n", b"\xff\xfe\x00binary"])
+def test_truncated_and_binary_pts_are_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "bad.pts"
+    path.write_bytes(content)
+    with pytest.raises(FaceError, match=r"bad\.pts: (found|not a readable text file)"):
+        read_pts(path)
 
 
 @pytest.mark.parametrize("suffix", ["", ".jpg", ".PNG"])
@@ -45,14 +83,17 @@ def test_what_is_wrong_with_an_entry_of_the_pkl_is_its_own(tmp_path: Path, folde
     infinite = points()
     infinite[3, 1] = np.inf
     write_pkl(
-        tmp_path / "l.pkl", {"a": points(), "few": points()[:5], "text": "none", "inf": infinite, "ragged": [[1], []]}
+        tmp_path / "l.pkl",
+        {"a": points(), "few": points()[:5], "none": None, "text": "68", "inf": infinite, "ragged": [[1], []]},
     )
     files = find_faces(folder, tmp_path / "l.pkl")
     np.testing.assert_array_equal(files.landmarks["a"](), points())
     reason, message = _problem(files, "few")
     assert reason == "wrong number of landmarks"
-    assert "l.pkl, entry 'few': found 5 x 2, expected 68 x 2 numbers" in message
-    assert [_problem(files, name)[0] for name in ("text", "inf", "ragged")] == ["unreadable landmarks"] * 3
+    assert "l.pkl, entry 'few': found 5 points, expected 68" in message
+    assert [_problem(files, name)[0] for name in ("none", "text")] == ["wrong number of landmarks"] * 2
+    assert "entry 'inf', point 3: found" in _problem(files, "inf")[1]
+    assert "entry 'ragged', point 0: found [1], expected two finite numbers" in _problem(files, "ragged")[1]
 
 
 def test_named_pipes_are_passed_over(tmp_path: Path) -> None:
@@ -66,10 +107,11 @@ def test_landmarks_that_would_not_fit_into_memory_are_refused(tmp_path: Path, fo
     nested: list[object] = [1.0]
     for _ in range(9):
         nested = [nested] * 12  # few bytes in a pickle, 40 GB as an array
-    entries = {"nested": {"landmark": nested}, "huge": {"landmark": [[10**400, 0]] * 68}}
+    entries = {"nested": {"landmark": nested}, "pair": {"landmark": [[nested, nested]]}}
+    entries["huge"] = {"landmark": [[10**400, 0]] * 68}
     (tmp_path / "l.pkl").write_bytes(pickle.dumps(entries))
     files = find_faces(folder, tmp_path / "l.pkl")
-    assert [_problem(files, name)[0] for name in entries] == ["unreadable landmarks"] * 2
+    assert [_problem(files, name)[0] for name in entries] == ["unreadable landmarks"] * 3
 
 
 def test_what_is_wrong_with_a_row_of_the_csv_is_its_own(tmp_path: Path, folder: Path) -> None:
@@ -81,12 +123,9 @@ def test_what_is_wrong_with_a_row_of_the_csv_is_its_own(tmp_path: Path, folder: 
     )
     files = find_faces(folder, path)
     np.testing.assert_array_equal(files.landmarks["a"](), points())
-    assert _problem(files, "few") == (
-        "wrong number of landmarks",
-        f"{path}, line 3: found 67 x 2, expected 68 x 2 numbers",
-    )
-    assert _problem(files, "odd") == ("wrong number of landmarks", f"{path}, line 6: found 135 numbers, expected 136")
-    assert _problem(files, "word")[0] == "unreadable landmarks" and "line 5" in _problem(files, "word")[1]
+    assert _problem(files, "few") == ("wrong number of landmarks", f"{path}, line 3: found 67 points, expected 68")
+    assert f"{path}, line 6, point 67: found ('" in _problem(files, "odd")[1]
+    assert f"{path}, line 5, point 0: found ('left', '" in _problem(files, "word")[1]
 
 
 def test_what_is_wrong_as_a_whole_is_an_error(tmp_path: Path, folder: Path) -> None:
@@ -99,7 +138,7 @@ def test_what_is_wrong_as_a_whole_is_an_error(tmp_path: Path, folder: Path) -> N
         return str(caught.value)
 
     assert "file of landmarks not found" in refused("none.csv")
-    assert "landmarks are read from .pkl or .csv files" in refused("l.txt", "a")
+    assert "expected a .pkl or .csv file of landmarks" in refused("l.txt", "a")
     assert "l.csv, line 1: found 'name,x,y'..., expected name,x0,y0,...,x67,y67" in refused("l.csv", "name,x,y\n")
     assert "not a readable pickle" in refused("l.pkl", "name,x0")
     write_pkl(tmp_path / "l.pkl", {"a.jpg": points(), "a": points()})
@@ -113,3 +152,7 @@ def test_what_is_wrong_as_a_whole_is_an_error(tmp_path: Path, folder: Path) -> N
     write_image(folder, "a")
     with pytest.raises(ValueError, match=r"two entries for one face: a\.jpg and a\.png"):
         find_faces(folder)
+    with pytest.raises(ValueError, match=r"folder of faces not found: .*nowhere"):
+        find_faces(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"no \.pts files, expected NAME\.pts beside NAME\.jpg"):
+        find_faces(tmp_path)

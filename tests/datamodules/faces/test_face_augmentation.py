@@ -95,14 +95,16 @@ def test_limits_are_what_they_say() -> None:
     assert end(LandmarkAugmentation(flip=0, shift=0.1), shift_x=1.0, shift_y=0.0) == pytest.approx([76.3, 10.7])
 
 
-def test_gray_is_the_luma_of_pil() -> None:
+def test_gray_is_the_luma_in_all_channels() -> None:
     images = noise_images()
     gray = LandmarkAugmentation(flip=0, gray=0.3).change_faces(images, torch.zeros(4, 68, 2), draws(4, gray=0.29))[0]
     for image, found in zip(images, gray, strict=True):
-        expected = np.asarray(Image.fromarray(image.permute(1, 2, 0).numpy()).convert("L"))
-        np.testing.assert_array_equal(found.numpy(), expected[None].repeat(3, 0))
+        expected = np.asarray(Image.fromarray(image.permute(1, 2, 0).numpy()).convert("L")).astype(int)
+        difference = np.abs(found.numpy() - expected[None])  # PIL's weights are of 65536
+        assert difference.max() <= 1 and difference.mean() < 0.005
     kept = LandmarkAugmentation(flip=0, gray=0.3).change_faces(images, torch.zeros(4, 68, 2), draws(4, gray=0.31))[0]
     assert torch.equal(kept, images)
+    assert torch.equal(to_gray(gray), gray)  # gray images stay as they are
 
 
 def test_blur_is_the_gaussian_filter() -> None:
@@ -165,5 +167,5 @@ def test_draws_do_not_depend_on_what_is_turned_on() -> None:
      ("noise", float("nan"), "0 to 255"), ("contrast", 1, "0 to 0.9"), ("shift", 0.6, "0 to 0.5")],
 )  # fmt: skip
 def test_impossible_limits_are_refused(name: str, value: float, allowed: str) -> None:
-    with pytest.raises(ValueError, match=rf"{name} is {value}, allowed are {allowed}"):
+    with pytest.raises(ValueError, match=rf"{name} is {value}, expected {allowed}"):
         LandmarkAugmentation(**{name: value})  # type: ignore[arg-type]

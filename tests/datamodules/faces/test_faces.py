@@ -13,8 +13,8 @@ from torch.utils.data import default_collate
 from datamodules.faces.augmentation import LandmarkAugmentation, to_gray
 from datamodules.faces.batches import FaceDataset, complete_batch
 from datamodules.faces.datamodule import FaceLandmarkDataModule
-from datamodules.faces.packed import pack_faces
-from datamodules.faces.sets import FaceSet, photograph
+from datamodules.faces.packed import FaceSet, pack_faces
+from datamodules.faces.splits import hold_out, photograph
 from datamodules.synthetic.writing import write_faces
 from models.heatmaps import heatmaps_to_landmarks, landmarks_to_heatmaps
 from models.resampling import resize_bicubic
@@ -39,7 +39,7 @@ def _same_faces(count: int) -> FaceSet:
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (1, 64, 64, 3), dtype=np.uint8).repeat(count, 0)
     landmarks = rng.uniform(10, 50, (1, 68, 2)).astype(np.float32).repeat(count, 0)
-    return FaceSet(["x"] * count, images, landmarks, np.full(count, 64.0), ["0"] * count)
+    return FaceSet(["x"] * count, images, np.arange(count), landmarks, np.full(count, 64.0), ["0"] * count)
 
 
 def test_mirroring_depends_on_seed_epoch_and_index_alone() -> None:
@@ -64,7 +64,7 @@ def test_heatmaps_have_the_width_that_is_asked_for(root: Path) -> None:
     assert torch.equal(batch["heatmaps"], landmarks_to_heatmaps(batch["landmarks"] / 4, 16, 2.5))
     assert not torch.allclose(batch["heatmaps"], landmarks_to_heatmaps(batch["landmarks"] / 4, 16))
     for wrong in (0.0, -1.0, 17.0, float("nan")):
-        with pytest.raises(ValueError, match=f"heatmap_sigma is {wrong}, needed is more than 0 and at most 16"):
+        with pytest.raises(ValueError, match=f"heatmap_sigma is {wrong}, expected more than 0 and at most 16"):
             _module(root, heatmap_sigma=wrong)
 
 
@@ -124,7 +124,7 @@ def test_without_augmentation_and_in_validation_faces_are_served_as_they_are(roo
         assert set(batch) == {"hr", "landmarks", "index"}
         done = module.on_after_batch_transfer(batch, 0)
         for row, index in enumerate(batch["index"].tolist()):
-            np.testing.assert_array_equal(done["hr"][row].permute(1, 2, 0), module.val_set.faces.images[index])
+            np.testing.assert_array_equal(done["hr"][row].permute(1, 2, 0), module.val_set.faces.image(index))
 
 
 def test_batches_are_as_documented(root: Path) -> None:
@@ -153,6 +153,7 @@ def test_loaders_serve_every_face_in_the_right_order(root: Path, workers: int) -
     assert first == again != second
     assert [len(batch) for batch in first] == [2, 2, 2]  # the incomplete batch is left out
     assert len({index for batch in first for index in batch}) == 6
+    assert first != [batch["index"].tolist() for batch in _module(root, batch_size=2, seed=1).train_dataloader()]
 
 
 def test_batch_size_is_divided_among_devices(root: Path) -> None:
@@ -169,7 +170,7 @@ def test_batch_size_is_divided_among_devices(root: Path) -> None:
 
 def test_setup_says_what_was_kept(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     module = _module(root)
-    assert capsys.readouterr().out.count("7 faces kept; left out 0") == 2
+    assert capsys.readouterr().out.count("7 faces; left out 0") == 2
     module.setup("fit")
     assert capsys.readouterr().out == ""  # nothing is read twice
 
@@ -177,12 +178,12 @@ def test_setup_says_what_was_kept(root: Path, capsys: pytest.CaptureFixture[str]
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"hr_size": 100}, "multiple of 64 pixels, got 100"),
-        ({"batch_size": 0}, "got 0"),
-        ({"crop_margin": 0.5}, "0.5"),
-        ({"val_fraction": 0.1}, "either val_root or val_fraction, got 'b' and 0.1"),
-        ({"val_root": None}, "either val_root or val_fraction, got None and None"),
-        ({"val_root": None, "val_fraction": 1.0}, "between 0 and 1, got 1.0"),
+        ({"hr_size": 100}, "hr_size is 100, expected a multiple of 64"),
+        ({"batch_size": 0}, "batch_size is 0, expected 1 or more"),
+        ({"crop_margin": 0.5}, "margin is 0.5, expected 1"),
+        ({"val_fraction": 0.1}, "val_root is 'b' and val_fraction 0.1, expected one of them"),
+        ({"val_root": None}, "val_root is None and val_fraction None, expected one"),
+        ({"val_root": None, "val_fraction": 1.0}, "val_fraction is 1.0, expected more than 0 and less than 1"),
     ],
 )
 def test_impossible_settings_are_refused(settings: dict[str, Any], message: str) -> None:
@@ -217,9 +218,7 @@ def test_prepared_folders_serve_the_same_batches(tiny_faces: Path, tmp_path: Pat
 def test_prepared_folders_must_be_what_was_asked_for(tiny_faces: Path, tmp_path: Path) -> None:
     pack_faces(tiny_faces, None, tmp_path / "packed", 64, 1.3, 0)
     module = FaceLandmarkDataModule(str(tmp_path / "packed"), str(tiny_faces), hr_size=128, val_min_face_size=0)
-    with pytest.raises(
-        ValueError, match=r"packed holds faces of 64 px .*asked for are hr_size 128 and crop_margin 1\.3"
-    ):
+    with pytest.raises(ValueError, match=r"packed holds faces of 64 px .*expected hr_size 128 and crop_margin 1\.3"):
         module.setup("fit")
 
 
@@ -245,7 +244,7 @@ def test_validation_faces_are_held_out_by_photograph(
         module.setup("fit")
         assert module.train_set is not None and module.val_set is not None
         first = module.val_set[(0, 0)]["hr"].permute(1, 2, 0)
-        np.testing.assert_array_equal(first, module.val_set.faces.images[0])
+        np.testing.assert_array_equal(first, module.val_set.faces.image(0))
         return module.train_set.faces.names, module.val_set.faces.names
 
     training, validation = split(0)
@@ -260,6 +259,36 @@ def test_a_part_that_holds_nobody_is_refused(tmp_path: Path) -> None:
     write_face(tmp_path, "a")
     with pytest.raises(ValueError, match=r"val_fraction 0\.01 of .* leaves 1 faces for training and 0 for validation"):
         FaceLandmarkDataModule(str(tmp_path), val_fraction=0.01, hr_size=64, val_min_face_size=0).setup("fit")
+
+
+def test_faces_between_the_two_limits_are_trained_with_and_not_validated(tmp_path: Path) -> None:
+    for number in range(40):
+        write_face(tmp_path, str(number), 40 + (points(number) - 40) * 0.7 if number % 2 else points(number), number)
+    module = FaceLandmarkDataModule(
+        str(tmp_path), val_fraction=0.3, hr_size=64, min_face_size=50, val_min_face_size=60, batch_size=2
+    )
+    module.setup("fit")
+    assert module.train_set is not None and module.val_set is not None
+    assert module.train_set.faces.crop_sides.min() == pytest.approx(0.7 * 78)
+    assert module.val_set.faces.crop_sides.min() == pytest.approx(78)
+    held_out = {name for name in map(str, range(40)) if hold_out([name], 0.3)[0]}
+    assert set(module.train_set.faces.names) == {str(number) for number in range(40)} - held_out
+    assert set(module.val_set.faces.names) == {name for name in held_out if int(name) % 2 == 0} != held_out
+
+
+def test_generated_faces_may_be_in_both_folders_and_others_not(tmp_path: Path) -> None:
+    for name in ("train", "val"):
+        (tmp_path / name).mkdir()
+        write_face(tmp_path / name / "faces", "1", seed=len(name))
+    train, val = tmp_path / "train" / "faces", tmp_path / "val" / "faces"
+    for marked in (train, val):
+        (marked / "SYNTHETIC").touch()
+        module = FaceLandmarkDataModule(str(train), str(val), hr_size=64, val_min_face_size=0)
+        if marked is train:  # only one of them
+            with pytest.raises(ValueError, match="of the same photograph"):
+                module.setup("fit")
+        else:
+            module.setup("fit")
 
 
 def test_faces_of_one_photograph_in_both_folders_are_refused(tmp_path: Path) -> None:
@@ -290,12 +319,15 @@ def test_validation_sees_what_the_generator_is_for_and_the_same_in_every_epoch(t
         for epoch in (0, 1)
     )
     faces = data.val_set.faces
-    expected = to_gray(torch.from_numpy(np.stack([faces.images[index] for index in range(4)])).permute(0, 3, 1, 2))
+    expected = to_gray(torch.from_numpy(np.stack([faces.image(index) for index in range(4)])).permute(0, 3, 1, 2))
     assert torch.equal(first["hr"], expected)
     torch.testing.assert_close(first["landmarks"], torch.from_numpy(faces.landmarks[:4]), atol=1e-4, rtol=0)
     clean = resize_bicubic(expected, 8).float() / 255
     assert 0.5 / 255 < (first["lr"] - clean).abs().mean() < 8 / 255
     assert torch.equal(first["lr"], second["lr"])
-    plain = FaceLandmarkDataModule(str(tiny_faces), str(tiny_faces), hr_size=64, val_min_face_size=0)
-    plain.setup("fit")
-    assert plain.val_set is not None and "draws" not in plain.val_set[0, 0]
+    for augmentation, drawn in ((LandmarkAugmentation(gray=1.0), True), (LandmarkAugmentation(rotation=9.0), False)):
+        other = FaceLandmarkDataModule(
+            str(tiny_faces), str(tiny_faces), hr_size=64, val_min_face_size=0, augmentation=augmentation
+        )
+        other.setup("fit")
+        assert other.val_set is not None and ("draws" in other.val_set[0, 0]) == drawn

@@ -54,7 +54,7 @@ class Rank:
     """What the data module asks of a trainer."""
 
     def __init__(self, rank: int, world_size: int) -> None:
-        self.global_rank, self.world_size = rank, world_size
+        self.global_rank, self.world_size, self.current_epoch = rank, world_size, 0
         self.strategy = SimpleNamespace(root_device=torch.device("cpu"))
 
 

@@ -1,21 +1,20 @@
-"""Sets of faces: order, choice, and photographs kept apart."""
+"""Photographs are kept apart, and chosen faces keep what belongs to them."""
 
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from datamodules.faces.annotations import find_faces
-from datamodules.faces.cropping import Face
-from datamodules.faces.sets import FaceSet, cut_faces, hold_out, load_faces, photograph, refuse_shared
-from tests.datamodules.faces.face_writers import points, write_face
+from datamodules.faces.packed import FaceSet
+from datamodules.faces.splits import hold_out, photograph, refuse_shared
 
 
 def _faces(names: list[str], first_pixel: int = 0) -> FaceSet:
     count = len(names)
     images = np.arange(first_pixel, first_pixel + count, dtype=np.uint8)[:, None, None, None].repeat(3, 3)
     digests = [str(n) for n in range(first_pixel, first_pixel + count)]
-    return FaceSet(names, images, np.zeros((count, 68, 2), np.float32), np.arange(count) * 10.0, digests, "here")
+    landmarks = np.zeros((count, 68, 2), np.float32)
+    return FaceSet(names, images, np.arange(count), landmarks, np.arange(count) * 10.0, digests, "here")
 
 
 @pytest.mark.parametrize(
@@ -48,8 +47,8 @@ def test_shared_photographs_and_pixels_are_refused() -> None:
 def test_chosen_faces_keep_what_belongs_to_them() -> None:
     faces = _faces(["a", "b", "c"]).at_least(10)
     assert (faces.names, faces.digests, faces.crop_sides.tolist()) == (["b", "c"], ["1", "2"], [10, 20])
-    again = faces.select(np.array([False, True]), "")
-    assert (again.names, int(again.images[0][0, 0, 0]), len(again.images)) == (["c"], 2, 1)
+    again = faces.select(np.array([False, True]))
+    assert (again.names, int(again.image(0)[0, 0, 0]), len(again)) == (["c"], 2, 1)
     with pytest.raises(ValueError, match=r"no face left to use\. here; 0 of them used, with a crop of at least 99 px"):
         _faces(["a"]).at_least(99)
 
@@ -59,23 +58,6 @@ def test_fingerprint_follows_pixels_landmarks_and_order() -> None:
     assert faces.fingerprint == _faces(["x", "y"]).fingerprint  # names are not content
     other = faces.landmarks.copy()
     other[1, 5, 0] += 1
-    reversed_ = faces.select(np.array([True, True]), "")
-    different = [
-        _faces(["a", "b"], 1),
-        FaceSet(faces.names, faces.images, other, faces.crop_sides, faces.digests),
-        FaceSet(faces.names, faces.images, faces.landmarks, faces.crop_sides, faces.digests[::-1]),
-    ]
-    assert reversed_.fingerprint == faces.fingerprint
+    different = [_faces(["a", "b"], 1), replace(faces, landmarks=other), replace(faces, digests=faces.digests[::-1])]
+    assert faces.select(np.array([True, True])).fingerprint == faces.fingerprint
     assert len({faces.fingerprint, *(one.fingerprint for one in different)}) == 4
-
-
-def test_many_faces_come_in_the_order_of_their_names(tmp_path: Path) -> None:
-    for number in range(70):  # more than are cut out at a time
-        write_face(tmp_path, f"{number * 37 % 70:02d}", points(number), seed=number)
-    found = list(cut_faces(find_faces(tmp_path), 32, 1.3, 0))
-    assert [name for name, _ in found] == [f"{number:02d}" for number in range(70)]
-    faces = load_faces(tmp_path, 32, 1.3, 0)
-    for row, (_, face) in enumerate(found):
-        assert isinstance(face, Face) and face.digest == faces.digests[row]
-        np.testing.assert_array_equal(face.image, faces.images[row])
-    assert len(set(faces.digests)) == 70
