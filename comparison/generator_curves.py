@@ -1,75 +1,76 @@
-"""Draws what generator runs reached while they were trained: quality, landmark error, loss, and the discriminator.
+"""Draw what generators reached during training (quality, landmark error, loss, discriminator), and name the best.
 
-    superfer curves RUN [RUN ...] --out FILE.png
-
-Against batches, from each run's `metrics.csv`. Figures of validation are points; those of single training batches are
+Against batches, from each run's `metrics.csv`. Validation values are points; those of single training batches are
 averaged over a twentieth of the training.
 """
 
-import csv
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from comparison.figures import ARM_COLOURS, ARM_MARKERS
+from comparison.figures import ARM_COLOURS, ARM_MARKERS, new_figure
+from comparison.reading import ComparisonError, read_info, read_metrics
 
 Curve = tuple[np.ndarray, np.ndarray]  # batches, values
 
-PANELS = {  # title: (what is drawn in full, what is drawn dashed)
+PANELS = {  # title: (drawn solid, drawn dashed)
     "PSNR on luma, dB (dashed: bicubic)": ("val/psnr_y", "val/psnr_y_bicubic"),
     "landmark error / inter-ocular distance": ("val/nme_interocular", None),
     "heatmap loss, training": ("train/g/heatmap", None),
-    "discriminator's output on real faces (dashed: generated)": ("train/d/logit_real", "train/d/logit_fake"),
+    "discriminator output on real faces (dashed: generated)": ("train/d/logit_real", "train/d/logit_fake"),
 }
+BEST = {"val/psnr_y": 1, "val/ssim_y": 1, "val/nme_interocular": -1}  # 1: higher is better
+_METRICS = [*BEST, *(name for names in PANELS.values() for name in names if name)]
 
 
-def read_curves(run: Path) -> dict[str, Curve]:
-    """Every metric of a run that was logged at least once.
+def read_generators(folders: Sequence[Path]) -> dict[str, dict[str, Curve]]:
+    """Return the curves of each run by its experiment, with the folder's name where several runs share one.
 
     Raises:
-        ValueError: the run has no `metrics.csv`, or one that cannot be read.
+        ComparisonError: A run cannot be read, or has logged nothing that could be shown.
     """
-    path = run / "metrics.csv"
-    curves: dict[str, list[tuple[int, float]]] = {}
-    try:
-        with path.open(newline="") as file:
-            for row in csv.DictReader(file):
-                step = int(row.pop("step")) + 1
-                for name, cell in row.items():
-                    if cell:
-                        curves.setdefault(name, []).append((step, float(cell)))
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read ({type(error).__name__}: {error})") from error
-    return {
-        name: (np.array([p[0] for p in points]), np.array([p[1] for p in points])) for name, points in curves.items()
-    }
+    experiments = [str(read_info(folder).get("experiment")) for folder in folders]
+    runs = {}
+    for folder, experiment in zip(folders, experiments, strict=True):
+        metrics = read_metrics(folder / "metrics.csv", _METRICS)
+        if not metrics:
+            raise ComparisonError(f"{folder / 'metrics.csv'} has no value of {', '.join(_METRICS)}: nothing to compare")
+        name = experiment if experiments.count(experiment) == 1 else f"{experiment} {folder.resolve().name}"
+        runs[name] = {
+            metric: (np.array([step + 1 for _, step, _ in points]), np.array([value for *_, value in points]))
+            for metric, points in metrics.items()
+        }
+    return runs
+
+
+def best_and_last(runs: dict[str, dict[str, Curve]]) -> list[list[str]]:
+    """Return a table, header first: the best and the last value of each validation metric, with the batch."""
+    rows = [["run", "metric", "best", "at batch", "last", "at batch"]]
+    for name, curves in runs.items():
+        for metric in (metric for metric in BEST if metric in curves):
+            batches, values = curves[metric]
+            places = int(np.nan_to_num(BEST[metric] * values, nan=-np.inf).argmax()), -1
+            rows.append([name, metric, *(text for i in places for text in (f"{values[i]:.4f}", f"{batches[i]:,}"))])
+    return rows
 
 
 def smooth(curve: Curve, parts: int = 20) -> Curve:
-    """Means over equal numbers of neighbouring points, at most `parts` of them."""
-    steps, values = curve
-    pieces = min(parts, len(steps))
-    means = [[piece.mean() for piece in np.array_split(array, pieces)] for array in (steps, values)]
-    return np.array(means[0]), np.array(means[1])
+    """Average over equal numbers of neighbouring points, at most `parts` groups."""
+    pieces = min(parts, len(curve[0]))
+    batches, values = ([piece.mean() for piece in np.array_split(array, pieces)] for array in curve)
+    return np.array(batches), np.array(values)
 
 
-def draw(runs: dict[str, dict[str, Curve]]) -> Figure:
-    """One panel for each kind of figure, one colour for each run.
-
-    Args:
-        runs: `read_curves` by the name that the legend shall show.
-    """
-    figure = Figure(figsize=(10, 6.5), layout="constrained")
-    FigureCanvasAgg(figure)
+def draw_generators(runs: dict[str, dict[str, Curve]]) -> Figure:
+    """Draw one panel per group of metrics, one colour per run."""
+    figure = new_figure(10, 6.5)
     for axes, (title, names) in zip(figure.subplots(2, 2).flat, PANELS.items(), strict=True):
-        for place, (label, curves) in enumerate(runs.items()):
-            _draw_run(
-                axes, curves, names, ARM_COLOURS[place % len(ARM_COLOURS)], ARM_MARKERS[place % len(ARM_MARKERS)], label
-            )
+        for number, (label, curves) in enumerate(runs.items()):
+            _draw_run(axes, curves, names, number, label)
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("batches")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -81,12 +82,11 @@ def draw(runs: dict[str, dict[str, Curve]]) -> Figure:
     return figure
 
 
-def _draw_run(
-    axes: Axes, curves: dict[str, Curve], names: tuple[str, str | None], colour: str, marker: str, label: str
-) -> None:
+def _draw_run(axes: Axes, curves: dict[str, Curve], names: tuple[str, str | None], number: int, label: str) -> None:
+    colour, marker = ARM_COLOURS[number % len(ARM_COLOURS)], ARM_MARKERS[number % len(ARM_MARKERS)]
     for name, style in zip(names, ("-", "--"), strict=True):
         if name in curves:
             validation = name.startswith("val/")
-            steps, values = curves[name] if validation else smooth(curves[name])
+            batches, values = curves[name] if validation else smooth(curves[name])
             shown = marker if validation else ""
-            axes.plot(steps, values, style, color=colour, marker=shown, label=label if style == "-" else None)
+            axes.plot(batches, values, style, color=colour, marker=shown, label=label if style == "-" else None)

@@ -1,4 +1,4 @@
-"""What ``compare.py`` reports about runs, as numbers: accuracies per run and arm, and differences between arms.
+"""Measure accuracies per run and arm, and differences between arms.
 
 Shapes: R runs of one arm, n images that count under the chosen label rule.
 """
@@ -26,7 +26,7 @@ Arms = dict[str, list[Run]]
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Accuracy in [0, 1] of one run (interval over images) or the mean of an arm's runs (interval over seeds)."""
+    """Accuracy in [0, 1] of one run (interval over images), or mean of an arm's runs (interval over seeds)."""
 
     arm: str
     seeds: list[int]
@@ -38,7 +38,7 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Difference:
-    """``second - first`` in [-1, 1] on the same n images, of two runs or of the means of two arms.
+    """`second - first` in [-1, 1] on the same n images, of two runs or of the means of two arms.
 
     Attributes:
         over_images: the difference with the paired bootstrap's interval.
@@ -65,7 +65,7 @@ class Difference:
 
 
 def group_by_arm(runs: Sequence[Run]) -> Arms:
-    """Arms in the order in which they are first named, the runs of each by seed."""
+    """Group runs by arm: arms in the order in which they are first named, the runs of each by seed."""
     arms: Arms = {}
     for run in runs:
         arms.setdefault(run.arm, []).append(run)
@@ -73,7 +73,7 @@ def group_by_arm(runs: Sequence[Run]) -> Arms:
 
 
 def measure_accuracies(arms: Arms, rule: Rule) -> list[Accuracy]:
-    """Accuracy of every run on every tested split, followed by the mean of an arm that has several runs."""
+    """Measure every run on every tested split, and the mean of an arm that has several runs."""
     found = []
     for arm, runs in arms.items():
         for split, images in _parts():
@@ -89,9 +89,9 @@ def measure_accuracies(arms: Arms, rule: Rule) -> list[Accuracy]:
 
 
 def measure_differences(arms: Arms, rule: Rule) -> list[Difference]:
-    """Every later arm against the first: run by run for equal seeds, then the means.
+    """Compare every later arm with the first: run by run for equal seeds, then the means.
 
-    With one run each there is one comparison, whatever the seeds, and no separate mean.
+    Two arms of one run each give one comparison, whatever the seeds, and no separate mean.
     """
     found = []
     first, *others = arms
@@ -117,23 +117,27 @@ def measure_differences(arms: Arms, rule: Rule) -> list[Difference]:
 
 
 def verdict(difference: Difference) -> str:
-    """One sentence on what a comparison of two arms shows, and what it cannot show."""
+    """Say in one sentence what a comparison of two arms shows, and what it cannot show."""
     points = 100 * abs(difference.over_images.value)
     better, worse = difference.second, difference.first
     if difference.over_images.value < 0:
         better, worse = worse, better
-    counts = len(difference.first_seeds), len(difference.second_seeds)
+    counts = len(difference.second_seeds), len(difference.first_seeds)
     if difference.over_images.contains_zero:
-        finding = f"the interval over images contains 0, so no difference between {worse} and {better} is shown"
+        finding = f"no difference between {worse} and {better} is shown (the interval over images contains 0)"
     elif difference.over_seeds is not None and difference.over_seeds.contains_zero:
         finding = (
-            f"the interval over seeds ({counts[1]} / {counts[0]}) contains 0, so the {points:.2f} points by which "
-            f"{better} is ahead of {worse} may be the chance of training"
+            f"{better} is {points:.2f} points ahead of {worse}, but the interval over seeds ({counts[0]} and "
+            f"{counts[1]}) contains 0: seeds alone could explain a difference this large"
         )
+    elif difference.over_seeds is not None:
+        finding = f"{better} is better than {worse} by {points:.2f} points on these images (both intervals exclude 0)"
     else:
-        who = better if difference.over_seeds is not None else f"this {better} run"
-        finding = f"the interval excludes 0, so {who} is better than {worse}, by {points:.2f} points on these images"
-    limit = "; one seed cannot answer whether the upscaler makes a difference" if min(counts) == 1 else ""
+        finding = (
+            f"this {better} run is better than this {worse} run by {points:.2f} points on these images (the interval "
+            "over images excludes 0)"
+        )
+    limit = "; one seed cannot show whether the upscaler makes a difference" if min(counts) == 1 else ""
     return f"{finding}{limit}."
 
 
@@ -150,19 +154,19 @@ def config_differences(runs: Sequence[Run]) -> list[str]:
 
 
 def _parts() -> list[tuple[Split, Subset]]:
-    """Splits and subsets to report; of the training split nothing would be left without training images."""
+    """Splits and subsets to report; nothing would be left of the training split without training images."""
     return [(split, images) for split in SPLITS for images in SUBSETS if split != "train" or images == "all"]
 
 
 def _right(runs: Sequence[Run], split: Split, rule: Rule, images: Subset) -> tuple[list[int], np.ndarray]:
-    """Seeds of the runs tested on ``split``, and bool R,n: whether each is right on each image that counts."""
+    """Seeds of the runs tested on `split`, and bool R,n: whether each is right on each image that counts."""
     seeds = [run.seed for run in runs if split in run.tested]
     tested = [run.tested[split] for run in runs if split in run.tested]
     return seeds, np.array([t.right(rule)[t.counted(rule, images)] for t in tested])
 
 
 def _compare_runs(first: np.ndarray, second: np.ndarray) -> dict[str, Any]:
-    """The fields of ``Difference`` that two bool vectors of n images give."""
+    """Fields of `Difference` that follow from two bool vectors of n images."""
     only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
     return {
         "over_images": paired_bootstrap(first, second),

@@ -1,8 +1,10 @@
-"""Intervals and tests for accuracies that were measured on a finite number of images, with a finite number of seeds.
+"""Intervals and tests for accuracies measured on a finite number of images, with a finite number of seeds.
 
-Two different uncertainties are kept apart. *Over images*: another sample of faces would have given another accuracy
-(Wilson interval of one accuracy, paired bootstrap and McNemar's test of two). *Over seeds*: another training run would
-have given another network (t-interval over runs). Everything is numpy on small arrays and deterministic.
+Two uncertainties are kept apart. *Over images*: another sample of faces would have given another accuracy (Wilson
+interval of one accuracy, paired bootstrap and McNemar's test of two). *Over seeds*: another training run would have
+given another network (t-interval over runs). Everything is deterministic.
+
+Only `superfer compare` needs this module: `scipy.stats` takes more than a second to import.
 
 References:
     E. B. Wilson, Probable inference, the law of succession, and statistical inference, JASA 22, 1927.
@@ -11,23 +13,21 @@ References:
     B. L. Welch, The generalization of Student's problem when several variances are involved, Biometrika 34, 1947.
 """
 
-import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import stdtrit
+from scipy import stats
 
 CONFIDENCE = 0.95
-
 RESAMPLES = 10_000
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with the ends of its interval, all in the unit of the value."""
+    """A value and the ends of its interval, all in the unit of the value."""
 
     value: float
     low: float
@@ -39,136 +39,79 @@ class Estimate:
         return self.low <= 0.0 <= self.high
 
 
-def _check_confidence(confidence: float) -> None:
-    if not 0.0 < confidence < 1.0:
-        raise ValueError(f"confidence is {confidence}, it must be between 0 and 1 (both excluded)")
-
-
-def wilson_interval(correct: int, total: int, confidence: float = CONFIDENCE) -> Estimate:
-    """Accuracy with its Wilson score interval, which stays inside [0, 1] and is sensible at 0 % and 100 %.
-
-    Args:
-        correct: number of right answers, 0 to ``total``.
-        total: number of images, at least 1.
-        confidence: coverage, between 0 and 1.
-
-    Returns:
-        Accuracy and interval, in [0, 1].
-
-    Raises:
-        ValueError: if the counts are impossible or ``confidence`` is out of range.
-    """
-    _check_confidence(confidence)
-    if total < 1 or not 0 <= correct <= total:
-        raise ValueError(f"{correct} right of {total} images: need total >= 1 and 0 <= correct <= total")
-    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+def wilson_interval(correct: int, total: int) -> Estimate:
+    """Return the accuracy in [0, 1] with its Wilson interval, which stays inside [0, 1] and is sensible at 0 and 1."""
+    low, high = stats.binomtest(correct, total).proportion_ci(CONFIDENCE, method="wilson")
     share = correct / total
-    scale = 1 + z**2 / total
-    centre = (share + z**2 / (2 * total)) / scale
-    half = z / scale * math.sqrt(share * (1 - share) / total + z**2 / (4 * total**2))
-    # At the extremes the bound equals the share; rounding must not put it on the other side.
-    return Estimate(share, max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half)))
+    # At 0 and 1 one bound equals the share; rounding must not put it on the other side.
+    return Estimate(share, min(share, float(low)), max(share, float(high)))
 
 
-def paired_bootstrap(
-    first: ArrayLike,
-    second: ArrayLike,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-    confidence: float = CONFIDENCE,
-) -> Estimate:
-    """Mean of ``second - first`` over images, with the percentile interval of the bootstrap over images.
+def paired_bootstrap(first: ArrayLike, second: ArrayLike) -> Estimate:
+    """Return the mean of `second - first` over images with the bootstrap's percentile interval, in [-1, 1].
 
-    Drawing n images with replacement only decides how often each distinct value of the difference is drawn, and these
-    counts are multinomial: so all resamples are one call over the few distinct values (-1, 0, 1 for one run per arm).
+    Drawing n images with replacement only decides how often each distinct difference is drawn, and these counts are
+    multinomial: all resamples are one call over the few distinct values (-1, 0, 1 for one run per arm).
 
     Args:
         first: N scores in [0, 1], one per image: right or wrong, or the share of an arm's runs that were right.
         second: N scores of the other classifier, of the same images in the same order.
-        resamples: number of bootstrap samples.
-        seed: of the resampling; the same input gives the same interval.
-        confidence: coverage, between 0 and 1.
-
-    Returns:
-        Difference and interval, in [-1, 1].
 
     Raises:
-        ValueError: if the arrays are empty, not one-dimensional or of different length, or a setting is out of range.
+        ValueError: The scores are not two equally long, non-empty vectors.
     """
-    _check_confidence(confidence)
-    scores = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
-    if scores[0].ndim != 1 or scores[0].shape != scores[1].shape or scores[0].size == 0:
-        raise ValueError(f"scores of shape {scores[0].shape} and {scores[1].shape}: need two equal, non-empty vectors")
-    if resamples < 1:
-        raise ValueError(f"resamples is {resamples}, it must be at least 1")
-    difference = scores[1] - scores[0]
-    # Shares such as 2/3 - 1/3 differ in their last bits; rounding merges what is the same difference.
+    a, b = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
+    if a.ndim != 1 or a.shape != b.shape or a.size == 0:
+        raise ValueError(f"scores have shapes {a.shape} and {b.shape}, expected two equal, non-empty vectors")
+    difference = b - a
+    # Shares such as 2/3 - 1/3 differ in their last bits; rounding merges equal differences.
     values, counts = np.unique(np.round(difference, 9), return_counts=True)
     n = difference.size
-    draws = np.random.default_rng(seed).multinomial(n, counts / n, size=resamples)
-    low, high = np.quantile(draws @ values / n, [0.5 - confidence / 2, 0.5 + confidence / 2])
+    draws = np.random.default_rng(0).multinomial(n, counts / n, size=RESAMPLES)
+    low, high = np.quantile(draws @ values / n, [0.5 - CONFIDENCE / 2, 0.5 + CONFIDENCE / 2])
     return Estimate(float(difference.mean()), float(low), float(high))
 
 
 def mcnemar_exact(only_first: int, only_second: int) -> float:
-    """Two-sided exact p-value of McNemar's test.
+    """Return the exact two-sided p-value of McNemar's test; 1 if the classifiers never differ.
 
-    Under the hypothesis of equal accuracy, an image that exactly one classifier gets right is equally likely to be
-    either's: the smaller of both counts is binomial with probability 1/2.
+    If both are equally accurate, an image that exactly one of them gets right is as likely to be either's.
+    """
+    differing = only_first + only_second
+    return float(stats.binomtest(min(only_first, only_second), differing).pvalue) if differing else 1.0
 
-    Args:
-        only_first: images that only the first classifier gets right.
-        only_second: images that only the second one gets right.
 
-    Returns:
-        p-value in (0, 1]; 1 when the classifiers never differ.
+def mean_t_interval(values: Sequence[float]) -> Estimate:
+    """Return the mean over seeds with Student's t-interval.
 
     Raises:
-        ValueError: if a count is negative.
+        ValueError: There are fewer than two values, which say nothing about their spread.
     """
-    if only_first < 0 or only_second < 0:
-        raise ValueError(f"counts {only_first} and {only_second} must not be negative")
-    n, k = only_first + only_second, min(only_first, only_second)
-    term = total = 1  # binomial(n, 0); integers, so no count is too large to be exact
-    for i in range(k):
-        term = term * (n - i) // (i + 1)
-        total += term
-    return min(1.0, 2 * total / (1 << n))
+    _check_seeds(values)
+    mean = float(np.mean(values))
+    if np.ptp(values) == 0.0:  # scipy returns NaN
+        return Estimate(mean, mean, mean)
+    low, high = stats.ttest_1samp(values, 0.0).confidence_interval(CONFIDENCE)
+    return Estimate(mean, float(low), float(high))
 
 
-def _critical_t(degrees: float, confidence: float) -> float:
-    return float(stdtrit(degrees, 0.5 + confidence / 2))
-
-
-def mean_t_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Estimate:
-    """Mean over seeds with Student's t-interval.
+def welch_difference(first: Sequence[float], second: Sequence[float]) -> Estimate:
+    """Return mean(`second`) - mean(`first`) with Welch's t-interval: unequal spread, any two counts.
 
     Raises:
-        ValueError: for fewer than two values, which say nothing about their spread.
+        ValueError: There are fewer than two values on a side.
     """
-    _check_confidence(confidence)
-    if len(values) < 2:
-        raise ValueError(f"{len(values)} value(s): an interval over seeds needs at least two")
-    sample = np.asarray(values, dtype=np.float64)
-    half = _critical_t(sample.size - 1, confidence) * sample.std(ddof=1) / math.sqrt(sample.size)
-    mean = float(sample.mean())
-    return Estimate(mean, mean - float(half), mean + float(half))
-
-
-def welch_difference(first: Sequence[float], second: Sequence[float], confidence: float = CONFIDENCE) -> Estimate:
-    """Difference of the means of ``second`` and ``first`` with Welch's t-interval (unequal spread, any two counts).
-
-    Raises:
-        ValueError: for fewer than two values on a side.
-    """
-    _check_confidence(confidence)
-    if min(len(first), len(second)) < 2:
-        raise ValueError(f"{len(first)} and {len(second)} value(s): an interval over seeds needs two on each side")
-    samples = [np.asarray(values, dtype=np.float64) for values in (first, second)]
-    difference = float(samples[1].mean() - samples[0].mean())
-    squared = [float(sample.var(ddof=1)) / sample.size for sample in samples]  # squared standard errors
-    if sum(squared) == 0.0:  # no spread on either side: the formula for the degrees of freedom is 0/0
+    _check_seeds(first, second)
+    difference = float(np.mean(second) - np.mean(first))
+    if np.ptp(first) == np.ptp(second) == 0.0:  # scipy returns NaN
         return Estimate(difference, difference, difference)
-    degrees = sum(squared) ** 2 / sum(s**2 / (sample.size - 1) for s, sample in zip(squared, samples, strict=True))
-    half = _critical_t(degrees, confidence) * math.sqrt(sum(squared))
-    return Estimate(difference, difference - half, difference + half)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # one side without spread is no loss of precision
+        low, high = stats.ttest_ind(second, first, equal_var=False).confidence_interval(CONFIDENCE)
+    return Estimate(difference, float(low), float(high))
+
+
+def _check_seeds(*samples: Sequence[float]) -> None:
+    if min(map(len, samples)) < 2:
+        counts = " and ".join(str(len(sample)) for sample in samples)
+        raise ValueError(f"number of seeds is {counts}, expected at least 2 for an interval over seeds")

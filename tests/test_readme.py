@@ -56,9 +56,7 @@ def parse(name: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
             programs[name]([*words, "--print_config"])
         assert exit_.value.code == 0
     elif name == "compare":
-        monkeypatch.setattr(compare, "compare_runs", lambda *_, **__: {"table.md": b""})
-        monkeypatch.setattr(compare, "write_files", lambda *_: [])
-        assert compare.compare(words) == 0
+        assert compare.compare(words) == 2  # the words are understood (else argparse exits); the runs are empty
     elif name == "-m" and words[0] == "datamodules.synthetic":
         for writer in ("write_faces", "write_ferplus", "_write_marker", "_written"):
             monkeypatch.setattr(writing, writer, lambda *_: True)

@@ -1,22 +1,21 @@
-"""``compare.py`` in-process on run folders written here: values, files, and refusals."""
+"""`superfer compare` on run folders written here: values, files, and refusals."""
 
 import csv
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
-import comparison.figures
 from commands.compare import compare
 from comparison.reading import read_runs
 from comparison.statistics import mcnemar_exact, mean_t_interval, welch_difference, wilson_interval
 from datamodules.labels import CLASSES
 
-OUTPUTS = ["comparison.json", "figure1.png", "figure2.png", "table.md"]
+OUTPUTS = ["comparison.json", "figure2.png", "table.md"]
 SIZE = 40
 IN_TRAIN = np.arange(SIZE) % 10 == 0  # 4 of 40
 NO_MAJORITY = np.arange(SIZE) % 8 == 7  # 5 of 40, none of them in training
@@ -76,20 +75,6 @@ BILINEAR = right_except(0, 1, 2, 3, 4, 5, 6, 7)  # 7 of them count under the maj
 DIC = right_except(0, 1, 2, 3, 8)
 
 
-@pytest.fixture(autouse=True)
-def faces(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, str, list[str]]]:
-    """Replaces the data set by flat faces whose brightness tells the arm; records what was asked for."""
-    asked: list[tuple[Path, str, list[str]]] = []
-
-    def arm_images(config_path: Path, split: str, names: list[str]) -> np.ndarray:
-        asked.append((config_path, split, names))
-        shade = 60 if "bilinear" in config_path.read_text() else 200
-        return np.full((len(names), 384, 384), shade, np.uint8)
-
-    monkeypatch.setattr("comparison.faces.arm_images", arm_images)
-    return asked
-
-
 @pytest.fixture
 def pair(tmp_path: Path) -> tuple[Path, Path]:
     return (
@@ -99,7 +84,7 @@ def pair(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def run_compare(output: Path, *arguments: str | Path, faces: bool = False) -> int:
-    """Figure 1 is drawn only where a test is about it: it takes a second."""
+    """Run the command; only with `faces` does it need the data that the runs name."""
     return compare([*map(str, arguments), "--output", str(output), *([] if faces else ["--no-faces"])])
 
 
@@ -108,13 +93,18 @@ def report_of(folder: Path) -> dict[str, Any]:
     return content
 
 
+def rows_of(table: str) -> list[list[str]]:
+    """Cells of every line of every table."""
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("|")]
+
+
 def one(entries: list[dict[str, Any]], **wanted: Any) -> dict[str, Any]:
     (found,) = [entry for entry in entries if all(entry[key] == value for key, value in wanted.items())]
     return found
 
 
 def test_report_holds_the_values_that_the_predictions_give(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    assert run_compare(tmp_path / "out", *pair, faces=True) == 0
+    assert run_compare(tmp_path / "out", *pair) == 0
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == OUTPUTS
     report = report_of(tmp_path / "out")
     assert report["rule"] == "majority"
@@ -149,8 +139,8 @@ def test_table_has_the_papers_layout_and_says_how_to_fill_a_dash(
     printed = capsys.readouterr().out
     table = (tmp_path / "out" / "table.md").read_text()
     assert table in printed
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("|")]
-    assert rows[0] == ["arm", "seed", "train", "validation (n = 35)", "test (n = 35)"]
+    rows = rows_of(table)
+    assert rows[0] == ["arm", "seed", "training", "validation (n = 35)", "test (n = 35)"]
     assert rows[2] == ["bilinear", "0", "-", "80.00 [64.11, 89.96]", "80.00 [64.11, 89.96]"]
     assert rows[3][:4] == ["dic", "0", "-", "85.71 [70.62, 93.74]"]
     assert rows[5] == ["dic, in the paper", "?", "88.99", "83.24", "83.52"]
@@ -163,16 +153,16 @@ def test_verdict_of_one_seed_never_claims_more_than_it_can(pair: tuple[Path, Pat
     assert run_compare(tmp_path / "same", *pair) == 0
     unsure = one(report_of(tmp_path / "same")["differences"], split="test", images="all")["verdict"]
     assert unsure == (
-        "the interval over images contains 0, so no difference between bilinear and dic is shown; "
-        "one seed cannot answer whether the upscaler makes a difference."
+        "no difference between bilinear and dic is shown (the interval over images contains 0); "
+        "one seed cannot show whether the upscaler makes a difference."
     )
     bad = write_run(tmp_path / "nearest", "nearest", 0, right_except(*range(10, 30)))
     assert run_compare(tmp_path / "apart", pair[1], bad) == 0
     clear = one(report_of(tmp_path / "apart")["differences"], split="test", images="all")["verdict"]
     # Of 35 images dic is right on 30, and nearest on 17: of the images 10 to 29 two (15, 23) do not count.
     assert clear == (
-        "the interval excludes 0, so this dic run is better than nearest, by 37.14 points on these images; "
-        "one seed cannot answer whether the upscaler makes a difference."
+        "this dic run is better than this nearest run by 37.14 points on these images (the interval over images "
+        "excludes 0); one seed cannot show whether the upscaler makes a difference."
     )
 
 
@@ -194,7 +184,9 @@ def test_several_seeds_give_rows_means_and_an_interval_over_seeds(pair: tuple[Pa
     assert whole["over_images"]["value"] == pytest.approx(welch.value) == pytest.approx(1.5 / 35)
     assert whole["mcnemar_p"] is None
     assert "one seed" not in whole["verdict"]
-    single = one(report["differences"], split="test", images="all", first_seeds=[1], second_seeds=[1])
+    compared = [d for d in report["differences"] if (d["split"], d["images"]) == ("test", "all")]
+    assert [(d["first_seeds"], d["second_seeds"]) for d in compared] == [([0], [0]), ([1], [1]), ([0, 1], [0, 1])]
+    single = compared[1]
     assert (single["only_first"], single["only_second"]) == (1, 2)
     assert "(2 seeds)" in (tmp_path / "out" / "table.md").read_text()
 
@@ -209,8 +201,10 @@ def test_an_interval_over_seeds_that_contains_zero_withholds_the_claim(tmp_path:
     assert run_compare(tmp_path / "out", *runs) == 0
     whole = one(report_of(tmp_path / "out")["differences"], split="test", images="all", decides=True)
     assert whole["over_images"]["low"] > 0 > whole["over_seeds"]["low"]
-    assert "interval over seeds (2 / 2) contains 0" in whole["verdict"]
-    assert "may be the chance of training" in whole["verdict"]
+    assert whole["verdict"] == (
+        "dic is 7.14 points ahead of bilinear, but the interval over seeds (2 and 2) contains 0: seeds alone could "
+        "explain a difference this large."
+    )
 
 
 def test_order_of_rows_in_a_predictions_file_does_not_matter(pair: tuple[Path, Path], tmp_path: Path) -> None:
@@ -222,18 +216,9 @@ def test_order_of_rows_in_a_predictions_file_does_not_matter(pair: tuple[Path, P
     assert (tmp_path / "one" / "comparison.json").read_bytes() == (tmp_path / "two" / "comparison.json").read_bytes()
 
 
-def test_synthetic_data_is_named_in_every_table_and_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_synthetic_data_is_named_in_every_table(tmp_path: Path) -> None:
     runs = [write_run(tmp_path / arm, arm, 0, BILINEAR, synthetic=True) for arm in ("bilinear", "dic")]
-    titles = []
-    original = comparison.figures._png
-
-    def keep_title(figure: Any) -> bytes:
-        titles.append(figure.get_suptitle())
-        return original(figure)
-
-    monkeypatch.setattr(comparison.figures, "_png", keep_title)
-    assert run_compare(tmp_path / "out", *runs, faces=True) == 0
-    assert len(titles) == 2 and all("synthetic data" in title and "n = 35" in title for title in titles)
+    assert run_compare(tmp_path / "out", *runs) == 0
     table = (tmp_path / "out" / "table.md").read_text()
     headings = [line for line in table.splitlines() if line.startswith("#")]
     assert len(headings) == 4 and all("synthetic data" in heading for heading in headings)
@@ -241,88 +226,92 @@ def test_synthetic_data_is_named_in_every_table_and_figure(tmp_path: Path, monke
     assert report_of(tmp_path / "out")["data"]["label"] == "synthetic data"
 
 
-def test_figure1_asks_every_arm_for_the_same_faces_and_shows_them(
-    pair: tuple[Path, Path], tmp_path: Path, faces: list[tuple[Path, str, list[str]]]
+@pytest.mark.parametrize(
+    "setting",
+    ["model.depth", "trainer.max_epochs", "trainer.precision", "best.monitor"]
+    + [f"data.init_args.{name}" for name in ("batch_size", "input_size", "augmentation", "label_mode")],
+)
+def test_settings_that_differ_between_the_arms_are_the_first_thing_said(
+    setting: str, pair: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    assert run_compare(tmp_path / "out", *pair, faces=True) == 0
-    (config_a, split_a, names_a), (config_b, split_b, names_b) = faces
-    assert [config_a, config_b] == [folder / "config.yaml" for folder in pair]
-    assert split_a == split_b == "test"
-    assert names_a == names_b and len(set(names_a)) == 9
-    pixels = np.asarray(Image.open(tmp_path / "out" / "figure1.png").convert("L"))
-    shown = [
-        (abs(pixels.astype(int) - shade) <= 1).sum() / (9 * 300**2) for shade in (60, 200)
-    ]  # 2 inches at 150 dpi, less the frame
-    assert all(0.9 < share <= 1.0 for share in shown)
-    assert run_compare(tmp_path / "again", *pair, faces=True) == 0
-    assert (tmp_path / "out" / "figure1.png").read_bytes() == (tmp_path / "again" / "figure1.png").read_bytes()
-
-
-def test_chosen_faces_cover_each_outcome_and_have_a_label(pair: tuple[Path, Path]) -> None:
-    both = [run.tested["test"] for run in read_runs(pair)]
-    rows = comparison.figures.choose_faces(both, "majority", 9)
-    right = np.stack([p.right("majority") for p in both])[:, rows]
-    assert (both[0].labels["majority"][rows] >= 0).all()
-    outcomes = [tuple(column) for column in right.T.tolist()]
-    assert {outcome: outcomes.count(outcome) for outcome in set(outcomes)} == {
-        (True, False): 1,  # image 8 is the only one
-        (False, True): 3,
-        (True, True): 3,
-        (False, False): 2,
-    }
-    assert len(set(both[0].labels["majority"][rows].tolist())) == 7  # every class that there is
-
-
-def test_figure2_draws_the_logged_curves_in_percent(pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    figures: list[Any] = []
-
-    def keep(figure: Any) -> bytes:
-        figures.append(figure)
-        return b""
-
-    monkeypatch.setattr(comparison.figures, "_png", keep)
-    runs = read_runs(pair)
-    comparison.figures.draw_curves({run.arm: [run] for run in runs}, "FER+", {"val": 35})
-    accuracy, loss = figures[0].axes
-    lines = {line.get_label(): line for line in accuracy.get_lines()}
-    assert sorted(lines) == [
-        "bilinear, training (best accuracy 86.67)",
-        "bilinear, validation (best accuracy 77.00)",
-        "dic, training (best accuracy 86.67)",
-        "dic, validation (best accuracy 82.00)",
-    ]
-    line = lines["dic, validation (best accuracy 82.00)"]
-    assert list(line.get_xdata()) == list(range(8))
-    assert line.get_ydata() == pytest.approx([47, 52, 57, 62, 67, 72, 77, 82])
-    assert loss.get_lines()[1].get_ydata()[0] == pytest.approx(1.0)
-    assert figures[0].get_suptitle().endswith("validation n = 35; seeds: bilinear 0; dic 0")
-
-
-def test_settings_that_differ_between_the_arms_are_pointed_out(pair: tuple[Path, Path], tmp_path: Path) -> None:
     config = json.loads((pair[1] / "config.yaml").read_text())
-    config["model"]["depth"] = 34
+    *sections, name = setting.split(".")
+    part = config
+    for section in sections:
+        part = part.setdefault(section, {})
+    part[name] = 34
     (pair[1] / "config.yaml").write_text(json.dumps(config))
     assert run_compare(tmp_path / "out", *pair) == 0
-    (warning,) = [note for note in report_of(tmp_path / "out")["notes"] if "WARNING" in note]
-    assert f"model.depth is 18 in {pair[0]}, 34 in {pair[1]}" in warning
+    (warning,) = report_of(tmp_path / "out")["warnings"]
+    assert warning.startswith(f"the arms should differ only in the upscaler, but {setting} is ")
+    assert f"34 in {pair[1]}" in warning and str(pair[0]) in warning
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert table.index(f"**WARNING:** {warning}") < table.index("| arm")
+
+
+def test_runs_that_differ_in_the_upscaler_alone_give_no_warning(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    assert run_compare(tmp_path / "out", *pair) == 0
+    assert report_of(tmp_path / "out")["warnings"] == []
+
+
+def test_unfinished_runs_and_mixed_checkpoints_give_a_warning(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    _edit(pair[1] / "run.json", '"finished"', '"preempted"')
+    _edit(pair[0] / "metrics_test.json", "best.ckpt", "latest.ckpt")
+    assert run_compare(tmp_path / "out", *pair) == 0
+    assert report_of(tmp_path / "out")["warnings"] == [
+        "different checkpoints were tested: best.ckpt, latest.ckpt.",
+        f"{pair[1]} is not finished: its status is preempted.",
+    ]
 
 
 def test_a_run_that_was_killed_is_called_dead(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    record = json.loads((pair[1] / "run.json").read_text())
-    (pair[1] / "run.json").write_text(json.dumps(record | {"status": "running"}))
+    _edit(pair[1] / "run.json", '"finished"', '"running"')
     assert run_compare(tmp_path / "out", *pair) == 0
-    (warning,) = [note for note in report_of(tmp_path / "out")["notes"] if "WARNING" in note]
-    assert warning == f"WARNING: {pair[1]} has status 'died', expected 'finished'."
+    assert report_of(tmp_path / "out")["warnings"] == [f"{pair[1]} is not finished: its status is died."]
 
 
-def test_no_faces_leaves_figure1_out_and_removes_an_older_one(
-    pair: tuple[Path, Path], tmp_path: Path, faces: list[Any]
+def test_three_arms_are_compared_with_the_first_and_the_table_gives_signs_and_counts(
+    pair: tuple[Path, Path], tmp_path: Path
 ) -> None:
+    bad = write_run(tmp_path / "nearest", "nearest", 0, right_except(*range(10, 30)))
+    assert run_compare(tmp_path / "out", *pair, bad) == 0
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert "intervals and p-values are not corrected for multiple comparisons" in table
+    rows = rows_of(table)
+    heading = next(row for row in rows if row[0] == "split")
+    cells = {row[2]: dict(zip(heading, row, strict=True)) for row in rows if row[:2] == ["test", "all"]}
+    assert sorted(cells) == ["dic - bilinear", "nearest - bilinear"]
+    assert cells["dic - bilinear"]["difference"].startswith("+5.71 [-")
+    assert cells["nearest - bilinear"]["difference"].startswith("-31.43 [-")
+    assert cells["dic - bilinear"]["only one correct"] == "3 / 1"  # dic alone, bilinear alone
+    assert cells["dic - bilinear"]["McNemar p"] == "0.625"
+    two_arms = tmp_path / "two"
+    assert run_compare(two_arms, *pair) == 0
+    assert "not corrected" not in (two_arms / "table.md").read_text()
+
+
+def test_no_faces_leaves_figure1_out_and_removes_an_older_one(pair: tuple[Path, Path], tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "figure1.png").write_bytes(b"of other runs")
     assert run_compare(tmp_path / "out", *pair) == 0
-    assert faces == []
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(set(OUTPUTS) - {"figure1.png"})
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == OUTPUTS
+
+
+def test_without_a_split_that_every_arm_was_tested_on_there_are_no_faces(tmp_path: Path) -> None:
+    runs = [
+        write_run(tmp_path / "bilinear", "bilinear", 0, BILINEAR, splits=("val",)),
+        write_run(tmp_path / "dic", "dic", 0, DIC, splits=("test",)),
+    ]
+    assert run_compare(tmp_path / "out", *runs, faces=True) == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == OUTPUTS
+    assert report_of(tmp_path / "out")["notes"][-1].startswith("figure1.png was not drawn: no split was tested")
+
+
+def test_the_last_value_of_an_epoch_counts(pair: tuple[Path, Path]) -> None:
+    with (pair[0] / "metrics.csv").open("a") as file:
+        file.write("7,79,,,0.2,0.9,\n")  # a resumed run logs an epoch again
+    (run,) = read_runs(pair[:1])
+    assert run.curves["val/acc"][7] == 0.9 and list(run.curves["val/acc"]) == list(range(8))
 
 
 def _edit(path: Path, old: str, new: str) -> None:
@@ -331,27 +320,45 @@ def _edit(path: Path, old: str, new: str) -> None:
     path.write_text(text.replace(old, new, 1))
 
 
+def _replace_by_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
 def _change_answer(path: Path) -> None:
     """Makes the answer to image 14, which was right (neutral), happiness."""
     _edit(path, "fer0000014.png,neutral,neutral,0,0.65,0.05", "fer0000014.png,neutral,neutral,0,0.05,0.65")
 
 
-def _swap_labels(path: Path) -> None:
-    """Exchanges label and answer of two images that are both right: the accuracy stays, the truth does not."""
+def _swap(path: Path, first: int, second: int) -> None:
+    """Exchange all but the name of two images that are both right: the accuracy stays, the truth does not."""
     rows = path.read_text().splitlines()
-    (name_a, *rest_a), (name_b, *rest_b) = rows[13].split(","), rows[14].split(",")
-    rows[13], rows[14] = ",".join([name_a, *rest_b]), ",".join([name_b, *rest_a])
+    (name_a, *rest_a), (name_b, *rest_b) = rows[first + 1].split(","), rows[second + 1].split(",")
+    rows[first + 1], rows[second + 1] = ",".join([name_a, *rest_b]), ",".join([name_b, *rest_a])
     path.write_text("\n".join(rows) + "\n")
+
+
+def _swap_in_train(path: Path) -> None:
+    """Exchange `in_train` of images 10 and 11, which are both right: every accuracy stays."""
+    _edit(path, "fer0000010.png,sadness,sadness,1", "fer0000010.png,sadness,sadness,0")
+    _edit(path, "fer0000011.png,anger,anger,0", "fer0000011.png,anger,anger,1")
+
+
+def _as_another_seed(folder: Path) -> None:
+    """Make the run one of arm bilinear with seed 1, but of another generator."""
+    _edit(folder / "run.json", '"arm": "dic", "seed": 0', '"arm": "bilinear", "seed": 1, "generator_fingerprint": "x"')
 
 
 REFUSALS: dict[str, tuple[Callable[[Path], object], str]] = {
     "not a run": (lambda dic: (dic / "run.json").unlink(), "has no run.json"),
-    "generator": (lambda dic: _edit(dic / "run.json", '"arm": "dic"', '"arm": null'), "is the run of a generator"),
+    "generator": (lambda dic: _edit(dic / "run.json", '"arm": "dic"', '"arm": null'), "trained a generator"),
     "no config": (lambda dic: (dic / "config.yaml").unlink(), "config.yaml is missing"),
     "no curves": (lambda dic: (dic / "metrics.csv").unlink(), "metrics.csv is missing"),
     "empty curves": (lambda dic: (dic / "metrics.csv").write_text(""), "metrics.csv is empty"),
     "only a header": (lambda dic: (dic / "metrics.csv").write_text("epoch,step\n"), "metrics.csv is empty"),
-    "no accuracy": (lambda dic: _edit(dic / "metrics.csv", "val/acc", "val/other"), "no column val/acc"),
+    "no accuracy": (lambda dic: _edit(dic / "metrics.csv", "val/acc", "val/other"), "no value of val/acc"),
+    "no number": (lambda dic: _edit(dic / "metrics.csv", "0.4,", "much,"), "metrics.csv is damaged"),
+    "a pipe": (lambda dic: _replace_by_pipe(dic / "predictions_val.csv"), "predictions_val.csv is missing"),
     "half a test": (lambda dic: (dic / "predictions_val.csv").unlink(), "predictions_val.csv is missing"),
     "empty predictions": (lambda dic: (dic / "predictions_val.csv").write_text(""), "predictions_val.csv is empty"),
     "damaged metrics": (lambda dic: (dic / "metrics_val.json").write_text("{"), "metrics_val.json is damaged"),
@@ -362,16 +369,20 @@ REFUSALS: dict[str, tuple[Callable[[Path], object], str]] = {
     "changed prediction": (lambda dic: _change_answer(dic / "predictions_test.csv"), "does not match"),
     "unknown label": (
         lambda dic: _edit(dic / "predictions_test.csv", "png,happiness,", "png,joy,"),
-        "predictions_test.csv, line 3: label is 'joy'",
+        "predictions_test.csv: label is 'joy', expected one of neutral, happiness",
     ),
-    "no probability": (lambda dic: _edit(dic / "predictions_test.csv", "0.65", "nan"), "a probability is 'nan'"),
-    "more than 1": (lambda dic: _edit(dic / "predictions_test.csv", "0.65", "0.95"), "sum to 1"),
-    "short row": (lambda dic: _edit(dic / "predictions_test.csv", "0.65,", ""), "line 2: 11 values, expected 12"),
-    "other data": (lambda dic: _edit(dic / "run.json", "d" * 64, "e" * 64), "made from different data"),
+    "no probability": (lambda dic: _edit(dic / "predictions_test.csv", "0.65", "nan"), "do not sum to 1"),
+    "no cell": (lambda dic: _edit(dic / "predictions_test.csv", "0.65", "x"), "predictions_test.csv is damaged"),
+    "more than 1": (lambda dic: _edit(dic / "predictions_test.csv", "0.65", "0.95"), "do not sum to 1"),
+    "short row": (lambda dic: _edit(dic / "predictions_test.csv", "0.65,", ""), "line 2 has 11 values, expected 12"),
+    "other data": (lambda dic: _edit(dic / "run.json", "d" * 64, "e" * 64), "data_fingerprint is dddddddddddd in"),
+    "synthetic": (lambda dic: _edit(dic / "run.json", '"synthetic": false', '"synthetic": true'), "synthetic is False"),
     "no seed": (lambda dic: _edit(dic / "run.json", '"seed": 0', '"seed": null'), "seed is None, expected int"),
     "seed twice": (lambda dic: _edit(dic / "run.json", '"arm": "dic"', '"arm": "bilinear"'), "not another seed"),
-    "other image": (lambda dic: _edit(dic / "predictions_val.csv", "fer0000002", "fer0000999"), "different images"),
-    "other truth": (lambda dic: _swap_labels(dic / "predictions_val.csv"), "disagree on label under the majority rule"),
+    "other generator": (_as_another_seed, "their generators differ"),
+    "other image": (lambda dic: _edit(dic / "predictions_val.csv", "fer0000002", "fer0000999"), "fer0000002.png,"),
+    "other truth": (lambda dic: _swap(dic / "predictions_val.csv", 12, 13), "differ in images, labels or in_train"),
+    "other in_train": (lambda dic: _swap_in_train(dic / "predictions_val.csv"), "fer0000010.png,sadness,sadness,0"),
 }
 
 
@@ -392,7 +403,7 @@ def test_the_same_run_twice_and_an_untested_run_are_refused(
     pair: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run_compare(tmp_path / "out", pair[0], pair[0] / ".." / "bilinear") == 2
-    assert "is the same run as" in capsys.readouterr().err
+    assert "are the same run: name every run once" in capsys.readouterr().err
     untested = write_run(tmp_path / "untested", "dic", 5, DIC, splits=())
     assert run_compare(tmp_path / "out", pair[0], untested) == 2
     assert f"superfer test --ckpt_path {untested} --split test" in capsys.readouterr().err
@@ -402,19 +413,17 @@ def test_the_same_run_twice_and_an_untested_run_are_refused(
 
 
 def test_unreachable_faces_or_output_end_in_one_message(
-    pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    pair: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("kept")
     assert run_compare(tmp_path / "file", *pair) == 2
     assert "cannot be written" in capsys.readouterr().err
     assert (tmp_path / "file").read_text() == "kept"
 
-    def gone(*_: Any) -> np.ndarray:
-        raise FileNotFoundError("no data in data/ferplus")
-
-    monkeypatch.setattr("comparison.faces.arm_images", gone)
-    assert run_compare(tmp_path / "out", *pair, faces=True) == 2
-    assert "no data in data/ferplus; --no-faces leaves figure1.png out" in capsys.readouterr().err
+    assert run_compare(tmp_path / "out", *pair, faces=True) == 2  # write_run names no data that exist
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: could not load the upscaled faces of {pair[0]}: ") and error.count("\n") == 1
+    assert error.endswith("; --no-faces leaves figure1.png out\n")
     assert not (tmp_path / "out").exists()
 
 

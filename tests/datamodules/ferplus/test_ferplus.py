@@ -12,7 +12,7 @@ import torch.nn.functional as F
 import yaml
 from torch import Tensor
 
-from comparison.faces import arm_images
+from comparison.figures import upscaled_faces
 from datamodules.ferplus.augmentation import FaceAugmentation
 from datamodules.ferplus.datamodule import FERPlusDataModule, load_split
 from datamodules.ferplus.dataset import reduce_size
@@ -346,7 +346,7 @@ def test_faces_of_a_run_by_its_configuration(few: Path, tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     data: dict[str, Any] = {"class_path": "datamodules.ferplus.FERPlusDataModule", "init_args": {"root": str(few)}}
     config.write_text(yaml.safe_dump({"data": data, "model": {"class_path": "no.such.Thing"}}))
-    images = arm_images(config, "val", ["fer0000005.png"])
+    images = upscaled_faces(config, "val", ["fer0000005.png"])
     assert images.shape == (1, 384, 384)
     assert np.array_equal(images[0], InterpolationUpscaler()(torch.from_numpy(face(1))[None, None])[0, 0].numpy())
     for broken, message in [
@@ -364,10 +364,10 @@ def test_faces_of_a_run_by_its_configuration(few: Path, tmp_path: Path) -> None:
     ]:
         config.write_text(yaml.safe_dump({"data": broken}))
         with pytest.raises(ValueError, match=message):
-            arm_images(config, "val", ["fer0000005.png"])
+            upscaled_faces(config, "val", ["fer0000005.png"])
     config.write_text("model: {}")
     with pytest.raises(ValueError, match="does not describe the data"):
-        arm_images(config, "val", [])
+        upscaled_faces(config, "val", [])
 
 
 def test_ranks_share_a_global_batch(tiny_ferplus: Path) -> None:
