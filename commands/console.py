@@ -8,17 +8,12 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-import lightning as L
-import wandb
-from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
-
-from datamodules.upscalers import UpscalerError
-from run_state.checkpoints import LatestCheckpoint
 from run_state.folder import share_with_children
-from run_state.preemption import EXIT_REQUEUE, PreemptedError
+
+if TYPE_CHECKING:  # Lightning and W&B take seconds to import, which the processes that upscale a folder do not need
+    import lightning as L
 
 # What libraries say at every start and nobody here can act on.
 _HARMLESS_WARNINGS = (
@@ -75,7 +70,11 @@ def refusals() -> Iterator[None]:
     """End in one line and exit code 2 if the arguments or the data are wrong."""
     try:
         yield
-    except (ValueError, TypeError, OSError, MisconfigurationException) as error:
+    except Exception as error:
+        from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+        if not isinstance(error, ValueError | TypeError | OSError | MisconfigurationException):
+            raise
         share_with_children(None)
         cause: BaseException = error
         while str(cause).startswith("Does not validate against") and cause.__cause__:
@@ -95,12 +94,18 @@ class Parser(argparse.ArgumentParser):
 
 
 @contextmanager
-def finishing(trainer: L.Trainer) -> Iterator[None]:
+def finishing(trainer: "L.Trainer") -> Iterator[None]:
     """Run a trainer's work; close W&B at its end, and say where everything is.
 
     A scheduler that wants the machine back ends the work; the exit code is 75 then. A signal during the last upload
     cuts it off, and the exit code is that of the work.
     """
+    import wandb
+
+    from datamodules.upscalers import UpscalerError
+    from run_state.checkpoints import LatestCheckpoint
+    from run_state.preemption import EXIT_REQUEUE, PreemptedError
+
     latest = next(callback for callback in trainer.callbacks if isinstance(callback, LatestCheckpoint))  # type: ignore[attr-defined]
     exit_code = 1
     with latest.preemption.listening(trainer):
@@ -121,17 +126,19 @@ def finishing(trainer: L.Trainer) -> Iterator[None]:
                 _close(trainer, exit_code)
 
 
-def _how_to_go_on(trainer: L.Trainer) -> str:
+def _how_to_go_on(trainer: "L.Trainer") -> str:
     folder = Path(trainer.default_root_dir)
-    if trainer.state.fn is not TrainerFn.FITTING:
+    if trainer.state.fn != "fit":
         return "give the same command again"
     if any(folder.glob("checkpoints/*.ckpt")):
         return f"resume with --resume {folder}"
     return "nothing was trained yet, give the same command again"
 
 
-def _close(trainer: L.Trainer, exit_code: int) -> None:
+def _close(trainer: "L.Trainer", exit_code: int) -> None:
     """Close W&B, so that the next run of this process is another one."""
+    import wandb
+
     share_with_children(None)
     if not trainer.is_global_zero:
         return

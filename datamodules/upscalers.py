@@ -17,7 +17,7 @@ from torch import Tensor
 from models.bfloat16 import check_bfloat16
 from models.dic import DIC, SCALE
 from models.pretrained import load_generator
-from models.resampling import round_levels
+from models.resampling import luma_bt601, round_levels
 from run_state.folder import find_checkpoint
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
@@ -107,53 +107,54 @@ class DICUpscaler(Upscaler):
         self._precision_checked = False
 
     @cached_property
-    def _network(self) -> DIC:
+    def network(self) -> DIC:
         """Read on first use: an error then reaches the user as it is, not through the argument parser."""
         return load_generator(find_checkpoint(self.checkpoint)).to(memory_format=torch.channels_last)
 
     def fingerprint(self) -> str:
         """Hash the network's configuration and weights, the colour and the precision, but not the file's name."""
         reduced = () if self.precision == "float32" else (self.precision,)
-        settings = (sorted(self._network.config.items()), self.color, *reduced)
+        settings = (sorted(self.network.config.items()), self.color, *reduced)
         digest = hashlib.sha256(repr(settings).encode())
-        for key, value in sorted(self._network.state_dict().items()):
+        for key, value in sorted(self.network.state_dict().items()):
             digest.update(key.encode() + value.detach().cpu().contiguous().numpy().tobytes())
         return f"dic-{digest.hexdigest()[:16]}"
 
     def check_device(self, device: torch.device) -> None:
         """Refuse bfloat16 on a processor whose library computes a layer of the generator wrongly."""
         if self.precision == "bfloat16" and device.type == "cpu":
-            check_bfloat16(self._network)
+            check_bfloat16(self.network)
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
         if self.precision == "bfloat16" and not self._precision_checked:
             self._compare_precisions(images)
             self._precision_checked = True
-        return round_levels(self._enlarge(images, self.precision))
+        return round_levels(self._upscale(images, self.precision))
 
     def _compare_precisions(self, images: Tensor) -> None:
         """Refuse bfloat16 if the first batch shows that it is far from float32."""
         self.check_device(images.device)
-        off = (self._enlarge(images, "bfloat16") - self._enlarge(images, "float32")).abs().mean().item()
+        off = (self._upscale(images, "bfloat16") - self._upscale(images, "float32")).abs().mean().item()
         if off > MOST_BY_ROUNDING:
             raise UpscalerError(
-                f"{self.checkpoint}: in bfloat16 the enlarged faces are {off:.2f} gray levels from those in float32, "
+                f"{self.checkpoint}: in bfloat16 the upscaled faces are {off:.2f} gray levels from those in float32, "
                 f"expected at most {MOST_BY_ROUNDING}; use precision float32"
             )
 
-    def _enlarge(self, images: Tensor, precision: str) -> Tensor:
-        """Enlarge uint8 B,1,h,w to gray levels, float32 B,channels,8h,8w."""
-        self._network.to(images.device)
+    def _upscale(self, images: Tensor, precision: str) -> Tensor:
+        """Upscale uint8 B,1,h,w to gray levels, float32 B,channels,8h,8w."""
+        self.network.to(images.device)
         faces = (images.float() / 255).expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
         reduced = torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bfloat16")
         with reduced, torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # float32 is the same everywhere
-            large = self._network.upscale(faces).float() * 255
-        if not large.isfinite().all():
+            large = self.network.upscale(faces).float() * 255
+        self.check_finite(large)
+        return luma_bt601(large) if self.color == "gray" else large
+
+    def check_finite(self, results: Tensor) -> None:
+        """Refuse what a broken generator returns."""
+        if not results.isfinite().all():
             raise UpscalerError(
                 f"{self.checkpoint}: the generator returned numbers that are not finite; was it trained to its end?"
             )
-        if self.color == "gray":
-            red, green, blue = large.unbind(dim=1)
-            large = (0.299 * red + 0.587 * green + 0.114 * blue)[:, None]
-        return large

@@ -22,9 +22,9 @@ def to_uint8(images: Tensor) -> Tensor:
 
 
 def luma_bt601(rgb: Tensor) -> Tensor:
-    """Luma (BT.601) of float RGB images in any range, B,3,H,W -> B,1,H,W in the same range."""
-    red, green, blue = rgb.unbind(dim=-3)
-    return (0.299 * red + 0.587 * green + 0.114 * blue).unsqueeze(-3)
+    """Return the luma (ITU-R BT.601) of RGB images: float B,3,H,W -> B,1,H,W in the same range."""
+    red, green, blue = rgb.unbind(dim=1)
+    return (0.299 * red + 0.587 * green + 0.114 * blue)[:, None]
 
 
 def resize_bicubic(images: Tensor, size: int) -> Tensor:

@@ -23,7 +23,7 @@ from datamodules.faces.annotations import FaceError, find_faces, read_pts
 from datamodules.faces.cropping import read_image
 from datamodules.faces.packed import pack_faces
 from datamodules.ferplus.table import open_table
-from datamodules.image_folder import ImageRefusedError, image_size
+from datamodules.image_folder import ImageRefusedError, padded_size
 from models.dic import DIC
 from models.pretrained import load_generator
 from run_state.folder import read_record, share_with_children
@@ -104,7 +104,7 @@ READERS: dict[str, tuple[Callable[[Path], object], tuple[type[Exception], ...]]]
     "faces.csv": (lambda path: find_faces(path.parent, path), (ValueError,)),
     "gray.png": (read_image, (FaceError,)),
     "color.jpg": (read_image, (FaceError,)),
-    "color.png": (image_size, (ImageRefusedError,)),
+    "color.png": (padded_size, (ImageRefusedError,)),
     "dic.ckpt": (load_generator, (CheckpointError,)),
     "legacy.pth": (read_checkpoint, (CheckpointError,)),
 }

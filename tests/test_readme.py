@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from commands import compare, export, prepare, stages, upscale_folder
+from commands import compare, export, prepare, stages
 from commands.test import test as run_test
 from commands.train import train
-from commands.upscale import upscale
+from commands.upscale import parse_options, upscale
 from datamodules.synthetic import writing
 from tests import benchmark_generator
 from tests.tiny_runs import REPOSITORY
@@ -50,7 +50,7 @@ def parse(name: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         "upscale": upscale,
     }
     if name == "upscale" and "--images" in words:
-        upscale_folder.parse_options(words)
+        parse_options(words)
     elif name in programs:
         with pytest.raises(SystemExit) as exit_:
             programs[name]([*words, "--print_config"])

@@ -3,7 +3,7 @@
     python -m tests.torture [--kills 5] [--seed 0] [--jobs NAME ...]
 
 Trainings: weights, states of the optimizers and schedules have to be equal at the end, bit by bit, and metrics.csv row
-by row. A cache of enlarged faces and a folder of enlarged images: every file, byte by byte.
+by row. A cache of upscaled faces and a folder of upscaled images: every file, byte by byte.
 """
 
 import argparse
@@ -158,7 +158,7 @@ def training(stage: str, data: Path, processes: int = 1) -> Job:
 
 
 def cache_fill(data: Path) -> Job:
-    """Three blocks of enlarged faces."""
+    """Three blocks of upscaled faces."""
 
     def arguments(cache: Path) -> list[str]:
         options = [f"--data.root={data / 'many'}", f"--data.cache_dir={cache}", "--trainer.accelerator=cpu"]

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from datamodules.faces.annotations import FaceError, FaceFiles, ReadLandmarks
+from datamodules.image_folder import has_deep_colours
 from models.heatmaps import NUM_LANDMARKS
 
 OUTSIDE_LIMIT = 0.25  # of the image's width or height, by which a landmark may lie outside; real faces stay far below
@@ -37,11 +37,6 @@ class FaceCrop:
     landmarks: NDArray[np.float32]
     side: float
     digest: str
-
-
-def has_deep_colours(image: Image.Image) -> bool:
-    """Whether Pillow opens 16-bit colours as 8-bit ones, dropping the lower half: 12-bit cameras would be black."""
-    return any(re.search(";16[BLN]", str(tile.args)) for tile in getattr(image, "tile", ()))
 
 
 def read_image(path: Path) -> Image.Image:

@@ -1,0 +1,425 @@
+"""`superfer upscale` on a folder: pixels equal those of DIC.upscale, nothing is lost, what is skipped is named."""
+
+import multiprocessing
+import os
+import resource
+import shutil
+import threading
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from commands.upscale import upscale, upscale_folder
+from datamodules.image_folder import pad
+from datamodules.upscaled_images import LANDMARK_COLOUR, draw_landmarks
+from models.dic import DIC, RGB_MEAN, normalise
+from models.heatmaps import heatmaps_to_landmarks
+from models.pretrained import load_generator
+from models.resampling import round_levels
+from models.tiling import upscale_in_tiles
+from tests.tiny_runs import NETWORK, write_generator
+
+
+@pytest.fixture(scope="module")
+def generator(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_generator(tmp_path_factory.mktemp("generator") / "dic.ckpt")
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """An empty input folder."""
+    (tmp_path / "in").mkdir()
+    return tmp_path / "in"
+
+
+def levels(height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarray:
+    shape = (height, width, channels) if channels > 1 else (height, width)
+    return np.random.default_rng((seed, height, width)).integers(0, 256, shape, dtype=np.uint8)
+
+
+def save(path: Path, array: np.ndarray, **options: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path, **options)  # type: ignore[arg-type]
+
+
+def arguments(generator: Path, images: Path, *more: str) -> list[str]:
+    out = images.parent / "out"
+    return ["--ckpt_path", str(generator), "--images", str(images), "--out", str(out), "--accelerator=cpu", *more]
+
+
+def upscaled(generator: Path, images: Path, *more: str) -> Path:
+    """Upscale everything; return the output folder."""
+    out = upscale(arguments(generator, images, *more))
+    assert out == images.parent / "out"
+    return out
+
+
+def exit_code(args: list[str]) -> object:
+    with pytest.raises(SystemExit) as exit_:
+        upscale(args)
+    return exit_.value.code
+
+
+def refused(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line with which a command ends before anything is written."""
+    capsys.readouterr()
+    assert exit_code(args) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: ") and message.count("\n") == 1, message
+    return message
+
+
+def expected(generator: Path, array: np.ndarray) -> np.ndarray:
+    """uint8 8h,8w,3, or 8h,8w for a gray image; DIC.upscale of the image, padded if need be."""
+    gray = array.ndim == 2
+    rgb = np.stack([array] * 3, axis=-1) if gray else array
+    net = load_generator(generator).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    lr = torch.from_numpy(pad(rgb)).permute(2, 0, 1)[None].float() / 255
+    with torch.inference_mode():
+        large = net.upscale(lr.contiguous(memory_format=torch.channels_last))[0] * 255
+    if gray:
+        large = (0.299 * large[0] + 0.587 * large[1] + 0.114 * large[2])[None]
+    result = round_levels(large).permute(1, 2, 0).numpy()[: 8 * array.shape[0], : 8 * array.shape[1]]
+    return result[..., 0] if gray else result
+
+
+def read(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_pixels_are_those_of_the_network(generator: Path, images: Path) -> None:
+    color, gray = levels(8, 8), levels(8, 12, channels=1)
+    sizes = {"a.png": (8, 8), "sub/b.bmp": (16, 8), "sub/deep/c.tif": (1, 1), "d.PNG": (5, 13), "e.tiff": (9, 3)}
+    wanted = {name: levels(*size) for name, size in sizes.items()}
+    for name, array in wanted.items():
+        save(images / name, array)
+    palette, cmyk = Image.fromarray(color).quantize(16), Image.fromarray(color).convert("CMYK")
+    palette.save(images / "palette.png")
+    cmyk.save(images / "cmyk.tif")
+    save(images / "photo.jpg", levels(8, 16), quality=90)
+    save(images / "web.webp", levels(16, 16), lossless=True)
+    wanted |= {"palette.png": np.asarray(palette.convert("RGB")), "cmyk.tif": np.asarray(cmyk.convert("RGB"))}
+    wanted |= {"photo.jpg": read(images / "photo.jpg"), "web.webp": levels(16, 16)}
+    turned = Image.Exif()
+    turned[0x0112] = 6  # to be turned by 90 degrees clockwise
+    for name in ("turned.jpg", "too.webp"):
+        save(images / name, levels(8, 24), exif=turned)
+        wanted[name] = np.ascontiguousarray(np.rot90(read(images / name), -1))
+    save(images / "l.png", gray)
+    save(images / "rgb.png", np.stack([gray] * 3, axis=-1))  # what a camera sends at night
+    Image.fromarray(gray > 127).save(images / "bits.png")
+    wanted |= {"l.png": gray, "rgb.png": gray, "bits.png": (gray > 127).astype(np.uint8) * 255}
+    out = upscaled(generator, images, "--batch_size=1")
+    assert set(snapshot(out)) == {str(Path(name).with_suffix(".png")) for name in wanted}
+    for name, array in wanted.items():
+        assert np.array_equal(read((out / name).with_suffix(".png")), expected(generator, array)), name
+    assert read(out / "a.png").std() > 5
+    shutil.rmtree(out)
+    upscaled(generator, images)
+    for name, array in wanted.items():  # the last bits of float32 depend on the size of a batch
+        large = read((out / name).with_suffix(".png")).astype(int)
+        assert np.abs(large - expected(generator, array)).max() <= 1
+
+
+def test_alpha_is_upscaled_bicubically_and_kept(generator: Path, images: Path) -> None:
+    array = levels(8, 10, channels=4)
+    save(images / "rgba.png", array)
+    save(images / "la.png", array[..., [0, 3]])
+    out = upscaled(generator, images, "--batch_size=1")
+    alpha = np.asarray(Image.fromarray(array[..., 3]).resize((80, 64), Image.Resampling.BICUBIC))
+    assert np.array_equal(read(out / "rgba.png"), np.dstack([expected(generator, array[..., :3]), alpha]))
+    assert np.array_equal(read(out / "la.png"), np.dstack([expected(generator, array[..., 0]), alpha]))
+
+
+def test_large_images_are_upscaled_in_tiles_and_without_landmarks(
+    generator: Path, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(images / "large.png", levels(72, 67))
+    save(images / "small.png", levels(8, 8))
+    args = arguments(generator, images, "--batch_size=1")
+    with pytest.raises(SystemExit):
+        upscale_folder([*args, "--heatmaps"], pixels=2500)
+    assert "skipped: large.png: 72 x 72 padded pixels, expected at most 5,000 for land" in capsys.readouterr().err
+    out = upscale_folder(args, pixels=2500)
+    assert np.array_equal(read(out / "small.png"), expected(generator, levels(8, 8)))
+    lr = torch.from_numpy(pad(levels(72, 67))).permute(2, 0, 1)[None].float() / 255
+    with torch.inference_mode():
+        whole = 255 * upscale_in_tiles(load_generator(generator), lr, tile=64)[0]
+    difference = read(out / "large.png").astype(int) - round_levels(whole).permute(1, 2, 0).numpy()[:, :536]
+    assert np.abs(difference).max() <= 1
+
+
+def test_files_that_cannot_be_upscaled_are_named_and_the_others_written(
+    generator: Path, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(images / "good.png", levels(8, 8))
+    save(images / "large.png", np.zeros((1025, 1024), np.uint8))
+    save(images / "thin.png", np.zeros((1, 131073), np.uint8))  # eight rows when it is padded
+    save(images / "truncated.png", levels(16, 16))
+    save(images / "truncated.jpg.bmp", levels(16, 16))
+    for name in ("truncated.png", "truncated.jpg.bmp"):
+        (images / name).write_bytes((images / name).read_bytes()[:150])
+    (images / "empty.jpg").write_bytes(b"")
+    Image.fromarray(levels(8, 8)).save(images / "gif.png", "GIF")
+    deep = levels(8, 8).astype(np.uint16) * 16
+    for suffix in ("png", "tif"):
+        cv2.imwrite(str(images / f"gray_{suffix}.{suffix}"), deep[..., 0])
+        cv2.imwrite(str(images / f"color_{suffix}.{suffix}"), deep)
+    Image.fromarray(np.ones((8, 8), np.float32)).save(images / "float.tif")
+    Image.fromarray(np.ones((8, 8), np.int32)).save(images / "whole.tif")
+    pages = [Image.fromarray(levels(8, 8, seed=seed)) for seed in (0, 1)]
+    pages[0].save(images / "pages.tif", save_all=True, append_images=pages[1:])
+    (images / "notes.txt").write_text("left alone")
+    os.mkfifo(images / "pipe.png")
+    (images / ".hidden.png").write_bytes(b"left alone, too")
+    assert exit_code(arguments(generator, images)) == 1
+    printed = capsys.readouterr()
+    reasons = dict(line.removeprefix("skipped: ").split(": ", 1) for line in printed.err.splitlines() if "skip" in line)
+    wanted = {
+        "large.png": "1024 x 1025 pixels, expected at most 1,048,576",
+        "thin.png": "131073 x 1 pixels, expected at most 1,048,576",
+        "truncated.png": "not a readable image (image file is truncated",
+        "truncated.jpg.bmp": "not a readable image (image file is truncated",  # which its header does not show
+        "empty.jpg": "not a readable image of the formats PNG",
+        "gif.png": "not a readable image of the formats PNG",
+        "gray_png.png": "more than 8 bits per channel; convert it to 8 bits first",
+        "gray_tif.tif": "more than 8 bits",
+        "color_png.png": "more than 8 bits",
+        "color_tif.tif": "more than 8 bits",
+        "whole.tif": "more than 8 bits",
+        "float.tif": "more than 8 bits",
+        "pages.tif": "holds 2 images, expected 1",
+    }
+    assert set(reasons) == set(wanted)
+    for name, reason in wanted.items():
+        assert reasons[name].startswith(reason), (name, reasons[name])
+    out = images.parent / "out"
+    assert set(snapshot(out)) == {"good.png"}
+    assert np.array_equal(read(out / "good.png"), expected(generator, levels(8, 8)))
+    assert f"1 images upscaled into {out}, 0 were there already, 13 skipped" in printed.out
+    assert "not read: 2 other files, the first is notes.txt" in printed.out
+
+
+def test_refusals(generator: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good = arguments(generator, images)
+    assert f"{images} holds no images (looked for .png" in refused(good, capsys)
+    save(images / "a.png", levels(8, 8))
+    (tmp_path / "file").write_text("")
+    (tmp_path / "loop").symlink_to("loop")
+    for more, message in (
+        (("--images", tmp_path / "nowhere"), "nowhere: no such folder"),
+        (("--images", tmp_path / "file"), "file: not a folder"),
+        (("--images", ""), "--images: is empty, expected a folder"),
+        (("--out", images), "neither may lie in the other"),
+        (("--out", images / "sub"), "neither may lie in the other"),
+        (("--out", tmp_path), "neither may lie in the other"),
+        (("--out", tmp_path / "file" / "out"), "cannot be written (Not a directory)"),
+        (("--out", tmp_path / "loop"), "cannot be written ("),
+        (("--ckpt_path", tmp_path / "nowhere.ckpt"), "no checkpoint: looked for"),
+        (("--ckpt_path", tmp_path / "file"), "cannot be read"),
+        (("--batch_size=0",), "--batch_size is 0, expected at least 1"),
+        (("--devices=0",), "--devices is 0"),
+        (("--devices=x",), "invalid int value: 'x'"),
+        (("--batch=3",), "unrecognized arguments: --batch=3"),
+        (("--accelerator=tpu",), "invalid choice: 'tpu'"),
+        (("--accelerator=gpu", f"--devices={10**20}"), "--devices is 100000000000000000000, expected at most "),
+    ):
+        assert message in refused([*good, *map(str, more)], capsys)
+    assert "required: --ckpt_path" in refused(["--images", str(images), "--out", "out"], capsys)
+    assert "required: --ckpt_path, --images" in refused(["--out", "out"], capsys)
+    save(images / "a.bmp", levels(8, 8))
+    assert f"a.bmp and a.png would both become {tmp_path / 'out' / 'a.png'}" in refused(good, capsys)
+    (images / "a.bmp").rename(images / "a_landmarks.bmp")
+    assert "would both become" in refused([*good, "--heatmaps"], capsys)
+    assert set(snapshot(tmp_path)) == {"file", "in/a.png", "in/a_landmarks.bmp"}
+
+
+def test_folders_without_permission(
+    generator: Path, images: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(images / "closed" / "a.png", levels(8, 8))
+    scandir = os.scandir
+
+    def closed(path: object) -> object:
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(os, "scandir", closed)  # the tests may run as root, whom nothing is denied
+    assert f"Permission denied: '{images / 'closed'}'" in refused(arguments(generator, images), capsys)
+
+
+def test_an_interrupted_job_is_resumed(generator: Path, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(4):
+        save(images / f"{number}.png", levels(8, 8, seed=number))
+    undisturbed = snapshot(upscaled(generator, images, "--batch_size=1"))
+    shutil.rmtree(images.parent / "out")
+    calls, whole = [], DIC.upscale
+
+    def killed(net: DIC, lr: torch.Tensor) -> torch.Tensor:
+        calls.append(len(lr))
+        if len(calls) == 3:
+            raise RuntimeError("power cut")
+        return whole(net, lr)
+
+    monkeypatch.setattr(DIC, "upscale", killed)
+    with pytest.raises(RuntimeError, match="power cut"):
+        upscaled(generator, images, "--batch_size=1")
+    out = images.parent / "out"
+    before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
+    assert len(before) == 2
+    leftovers = [out / ".9.png.writing-old", out / ".9.png.writing-new"]
+    for path in leftovers:
+        path.write_bytes(b"half an image")
+    os.utime(leftovers[0], (0, 0))
+    upscaled(generator, images, "--batch_size=1")
+    assert len(calls) == 3 + 2, "only what was missing is made"
+    assert all(path.stat().st_mtime_ns == time for path, time in before.items())
+    assert [path.exists() for path in leftovers] == [False, True], "a living process may be writing the new one"
+    leftovers[1].unlink()
+    assert snapshot(out) == undisturbed
+    upscaled(generator, images)
+    assert len(calls) == 5, "nothing is left to do"
+    (out / "0.png").write_bytes((out / "0.png").read_bytes()[:-40])  # the disk has lost the end of it
+    upscaled(generator, images)
+    assert len(calls) == 6 and snapshot(out) == undisturbed
+
+
+def test_two_terminals_share_a_folder(generator: Path, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(4):
+        save(images / f"{number}.png", levels(8, 8, seed=number))
+    calls, whole = [], DIC.upscale
+
+    def overtaken(net: DIC, lr: torch.Tensor) -> torch.Tensor:
+        calls.append(len(lr))
+        if len(calls) == 1:
+            upscaled(generator, images)
+        return whole(net, lr)
+
+    monkeypatch.setattr(DIC, "upscale", overtaken)
+    upscaled(generator, images, "--batch_size=1")
+    assert calls == [1, 4], "the first job has only to finish the image that it was at"
+
+
+def test_changed_images_are_made_anew(generator: Path, images: Path) -> None:
+    save(images / "a.png", levels(8, 8))
+    out = upscaled(generator, images)
+    save(images / "a.png", levels(8, 8, seed=1))
+    upscaled(generator, images)
+    assert np.array_equal(read(out / "a.png"), expected(generator, levels(8, 8, seed=1)))
+    upscaled(generator, images, "--heatmaps")  # the landmarks are missing, so both are made
+    assert set(snapshot(out)) == {"a.png", "a_landmarks.png"}
+
+
+def test_two_generators_are_not_mixed(
+    generator: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in "ab":
+        save(images / f"{name}.png", levels(8, 8))
+    out = upscaled(generator, images)
+    before = snapshot(out)
+    other = write_generator(tmp_path / "other.ckpt", seed=1)
+    message = refused(arguments(other, images), capsys)
+    assert f"{out / 'a.png'} was not made by this generator (dic-" in message and "--overwrite" in message
+    (out / "a.png").unlink()
+    assert "b.png was not made by this generator" in refused(arguments(other, images), capsys)
+    (out / "b.png").write_text("somebody's")
+    assert "b.png was not made by this generator" in refused(arguments(generator, images), capsys)
+    upscaled(generator, images, "--overwrite")
+    assert snapshot(out) == before
+    upscaled(other, images, "--overwrite")
+    assert np.array_equal(read(out / "a.png"), expected(other, levels(8, 8)))
+    assert not np.array_equal(expected(other, levels(8, 8)), expected(generator, levels(8, 8)))
+
+
+def test_a_full_disk_ends_in_one_line(generator: Path, images: Path) -> None:
+    save(images / "a.png", levels(8, 8))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        message = exit_code(arguments(generator, images))  # a string: printed, exit code 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert message == f"error: {images.parent / 'out' / 'a.png'} cannot be written (File too large)"
+
+
+def test_heatmaps(generator: Path, images: Path) -> None:
+    array = levels(16, 11)
+    save(images / "a.png", array)
+    out = upscaled(generator, images, "--heatmaps")
+    assert np.abs(read(out / "a.png").astype(int) - expected(generator, array)).max() <= 1
+    net = load_generator(generator)
+    with torch.inference_mode():
+        _, heatmaps = net(normalise(torch.from_numpy(pad(array)).permute(2, 0, 1)[None].float() / 255))
+    inside = heatmaps[-1][0, :, :32, :22]
+    points = heatmaps_to_landmarks(inside[None], subpixel=True)[0] * 4
+    picture = draw_landmarks(
+        torch.from_numpy(read(out / "a.png").copy()).permute(2, 0, 1), inside.amax(dim=0).clamp(0, 1), points
+    )
+    shown = read(out / "a_landmarks.png")
+    assert shown.shape == (128, 88, 3) and np.abs(shown.astype(int) - np.asarray(picture)).mean() < 0.5
+    x, y = points[0].round().int().tolist()
+    assert tuple(shown[y, x]) == LANDMARK_COLOUR
+
+
+def test_two_processes_write_what_one_writes(generator: Path, images: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for number in range(5):
+        save(images / f"{number}.png", levels(8, 8 * (1 + number % 2), seed=number))
+    save(images / "damaged.bmp", levels(16, 16))
+    (images / "damaged.bmp").write_bytes((images / "damaged.bmp").read_bytes()[:150])
+    args = arguments(generator, images, "--batch_size=1")
+    assert exit_code(args) == 1
+    out = images.parent / "out"
+    alone = snapshot(out)
+    shutil.rmtree(out)
+    capfd.readouterr()
+    assert exit_code([*args, "--devices=2"]) == 1
+    printed = capfd.readouterr()
+    assert printed.out.count(f"5 images upscaled into {out}, 0 were there already, 1 skipped") == 1
+    assert printed.err.count("skipped: damaged.bmp: not a readable image") == 1
+    assert "upscaling, process 1 of 2: 100%" in printed.err and "| 3/3 [" in printed.err  # and the other one two
+    assert snapshot(out) == alone and len(alone) == 5
+
+
+def test_a_generator_that_fails_in_the_second_process_only(
+    images: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    net = DIC(**NETWORK | {"num_steps": 1})
+    with torch.no_grad():  # the mean colour becomes small numbers, any other one infinite ones
+        net.conv_in[0].bias.zero_()
+        net.conv_in[0].weight.mul_(1e20)
+        net.first_block.compress_in[0].weight.mul_(1e20)
+    broken = tmp_path / "broken.ckpt"
+    torch.save({"dic_config": net.config, "state_dict": {f"net.{k}": v for k, v in net.state_dict().items()}}, broken)
+    mean = np.round(255 * np.array(RGB_MEAN)).astype(np.uint8)
+    save(images / "first.png", np.broadcast_to(mean, (16, 16, 3)))  # the largest comes first
+    save(images / "second.png", levels(8, 8))
+    message = exit_code(arguments(broken, images, "--devices=2"))
+    assert str(message).startswith(f"error: {broken}: the generator returned numbers that are not finite")
+    assert "Traceback" not in capfd.readouterr().err
+    assert set(snapshot(tmp_path / "out")) <= {"first.png"}
+
+
+def test_a_killed_process_ends_the_others(generator: Path, images: Path) -> None:
+    for number in range(2):
+        save(images / f"{number}.png", levels(8, 8))
+
+    def kill_one() -> None:
+        while len(multiprocessing.active_children()) < 2:
+            time.sleep(0.02)
+        multiprocessing.active_children()[1].kill()
+
+    threading.Thread(target=kill_one, daemon=True).start()
+    assert "terminated abruptly" in str(exit_code(arguments(generator, images, "--devices=2")))
+    assert not multiprocessing.active_children()
