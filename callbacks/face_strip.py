@@ -1,4 +1,4 @@
-"""Shows how a generator or hourglass does on a few fixed validation faces, once per validation.
+"""Show how a generator or hourglass does on a few fixed validation faces, once per validation.
 
 Each face gives one strip: the pictures that the module returns (low resolution, bicubic, every step, high resolution),
 and one of them with the landmarks that were found (red) and the true ones (green). The strips go to W&B under fixed
@@ -59,9 +59,9 @@ def compose_strip(
 
 
 class FaceStrip(L.Callback):
-    """Writes strips of the same validation faces after every validation.
+    """Write strips of the same validation faces after every validation.
 
-    For modules whose `validation_step` returns `panels`, `marked` and `landmarks` as `GeneratorModule` does. Strips
+    For modules whose `validation_step` returns `panels`, `marked` and `landmarks` as `GeneratorTask` does. Strips
     appear as `val/sr/<face>` in W&B, if a WandbLogger is in use, and together, as a contact sheet, in
     `<run folder>/faces/batch_<number>.png`. With several processes each contributes the faces it was given, and rank 0
     writes.
@@ -75,7 +75,7 @@ class FaceStrip(L.Callback):
 
     def __init__(self, num_faces: int = 6) -> None:
         if num_faces < 1:
-            raise ValueError(f"num_faces must be at least 1, got {num_faces}")
+            raise ValueError(f"num_faces is {num_faces}, expected at least 1")
         self.num_faces = num_faces
         self._names: dict[int, str] = {}  # the chosen faces, by index
         self._strips: dict[str, NDArray[np.uint8]] = {}
@@ -84,7 +84,7 @@ class FaceStrip(L.Callback):
         self._strips = {}
         loader = trainer.val_dataloaders
         if not isinstance(loader, DataLoader) or not isinstance(loader.dataset, FaceDataset):
-            raise TypeError(f"FaceStrip needs the validation faces of a FaceLandmarkDataModule, got {loader!r}")
+            raise TypeError(f"FaceStrip got {loader!r}, expected the validation faces of a FaceLandmarkDataModule")
         served = len(loader.dataset)
         batches = int(sum(trainer.num_val_batches))
         if batches < len(loader):  # cut short by limit_val_batches; ranks may differ by one batch otherwise
@@ -129,12 +129,10 @@ class FaceStrip(L.Callback):
 
 
 def _collect(strips: dict[str, NDArray[np.uint8]], trainer: L.Trainer) -> dict[str, NDArray[np.uint8]]:
-    """All processes' strips in a fixed order; complete on rank 0."""
-    parts = [strips]
+    """Return the strips of all ranks in a fixed order."""
+    parts: list[Any] = [strips] * trainer.world_size
     if trainer.world_size > 1:
-        gathered: list[Any] = [None] * trainer.world_size
-        torch.distributed.all_gather_object(gathered, strips)
-        parts = gathered
+        torch.distributed.all_gather_object(parts, strips)
     return dict(sorted(item for part in parts for item in part.items()))
 
 

@@ -1,4 +1,4 @@
-"""Stops a training whose numbers are no longer finite, before they reach the weights."""
+"""Stop a training whose numbers are no longer finite, before they reach the weights."""
 
 import warnings
 from pathlib import Path
@@ -10,14 +10,14 @@ from torch.optim import Optimizer
 
 
 class FiniteGradients(L.Callback):
-    """Looks at the gradients before every step of an optimizer; a loss that is not finite shows in them.
+    """Check the gradients before every optimiser step; a loss that is not finite shows in them.
 
-    In half precision (``16-mixed``) infinite gradients are how the loss scale finds its place: the scaler leaves such
-    steps out itself, until the scale is down to 1.
+    In half precision (`16-mixed`) infinite gradients are how the loss scale finds its value: the scaler skips such
+    steps itself, until the scale is down to 1.
 
     Args:
-        skip: leave such a step out, warn and count it (``skipped``), instead of stopping the run. Running statistics
-            that are no longer finite stop it all the same.
+        skip: skip such a step, warn and count it (`skipped`), instead of stopping the run. Running statistics that are
+            no longer finite stop it all the same.
     """
 
     def __init__(self, skip: bool = False) -> None:
@@ -26,15 +26,13 @@ class FiniteGradients(L.Callback):
         self._loss = torch.tensor(torch.nan)
 
     def state_dict(self) -> dict[str, int]:
-        """Called when a checkpoint is saved."""
         return {"skipped": self.skipped}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Called when a run is resumed."""
         self.skipped = state_dict["skipped"]
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
-        self._loss = loss.detach()  # a tensor still: reading it would make a GPU wait
+        self._loss = loss.detach()  # still a tensor: reading it would make a GPU wait
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -46,18 +44,18 @@ class FiniteGradients(L.Callback):
             return
         logged = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("train/")}
         terms = {"loss": float(self._loss) * trainer.accumulate_grad_batches} | logged
-        what = (
+        message = (
             f"the gradient's norm is {norm.item()} in batch {trainer.fit_loop.total_batch_idx} (epoch "
             f"{trainer.current_epoch}): {', '.join(f'{name} {value:.4g}' for name, value in terms.items())}"
         )
         broken = [name for name, buffer in pl_module.named_buffers() if not buffer.isfinite().all()]
         if broken:
-            what += f"; running statistics are spoilt, too: {', '.join(broken[:3])}"
+            message += f"; running statistics are not finite either: {', '.join(broken[:3])}"
         if broken or not self.skip:
             latest = Path(trainer.default_root_dir) / "checkpoints" / "latest.ckpt"
             last = f"the last good checkpoint is {latest}" if latest.is_file() else "there is no checkpoint yet"
-            raise FloatingPointError(f"{what}; {last}. A smaller learning rate may help")
+            raise FloatingPointError(f"{message}; {last}. A smaller learning rate may help")
         self.skipped += 1
-        warnings.warn(f"{what}; step left out, the {self.skipped}. of this run", stacklevel=1)
+        warnings.warn(f"{message}; skipped this step ({self.skipped} skipped so far)", stacklevel=1)
         for parameter in parameters:
-            parameter.grad = None  # optimizers pass over parameters without one
+            parameter.grad = None  # optimisers skip parameters without one

@@ -151,7 +151,6 @@ class SuperFERCLI(LightningCLI):
             ValueError: Settings, data and devices do not go together.
         """
         self.instantiate(follow_weights=run is None)
-        self.model.check_data(self.datamodule)
         if self.config.best.monitor not in self.model.monitored:
             expected = ", ".join(self.model.monitored)
             raise ValueError(f"best.monitor is {self.config.best.monitor!r}, expected one of {expected}")
@@ -164,8 +163,7 @@ class SuperFERCLI(LightningCLI):
         share_with_children(folder)
         try:
             self.trainer = self._trainer_in(folder, mode)
-            if hasattr(self.model, "check_trainer"):
-                self.model.check_trainer(self.trainer)
+            self.model.check(self.datamodule, self.trainer)
             self._check_devices()
             self._check_precision()
         except BaseException:

@@ -11,6 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from commands.console import Parser
 from comparison.figures import draw_curves, draw_faces, png
 from comparison.generator_curves import best_and_last, draw_generators, read_generators
 from comparison.reading import RULES, ComparisonError, are_generators, read_runs
@@ -19,10 +20,9 @@ from comparison.report import Report, markdown_table, write_files
 
 def compare(args: list[str] | None = None) -> int:
     """Run the command and return its exit code; argparse itself exits with 2 on a wrong command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="superfer compare",
         description="Compare tested classifiers arm by arm, or the training curves of generators.",
-        allow_abbrev=False,
     )
     parser.add_argument(
         "runs", nargs="+", type=Path, metavar="RUN", help="run folder: runs/<experiment>/<time>_s<seed>"

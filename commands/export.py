@@ -1,14 +1,13 @@
-"""Writes a trained network as a file for others.
+"""Write a trained network as a file for others.
 
     superfer export --ckpt_path RUN_OR_CHECKPOINT --out FILE
 
 FILE.pth has the authors' layout, so that their code can load what was trained here: a generator under `state_dict`, or
-under `netG` with its discriminator under `netD`; the parameters of a hourglass lie bare in the file. FILE.safetensors
+under `netG` with its discriminator under `netD`; the parameters of an hourglass lie bare in the file. FILE.safetensors
 cannot hold code; the sizes of the network and, of a generator, the cropping of its training faces are in its metadata.
 Both load here as well. Where the training averaged the weights of the generator, the average is written.
 """
 
-import argparse
 import io
 import sys
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from commands.console import refuse
+from commands.console import Parser, refuse
 from models.loading import DIC_KIND, HOURGLASS_KIND, kind_of, listed, network_weights
 from run_state.folder import find_checkpoint
 from storage.atomic import write_atomically
@@ -29,9 +28,9 @@ DISCRIMINATOR = "discriminator."
 
 
 def official_layout(checkpoint: dict[str, object], weights: dict[str, Tensor]) -> dict[str, Any]:
-    """The networks of a checkpoint, `weights` one of them, as the authors' code looks for them."""
+    """Return the networks of a checkpoint, `weights` one of them, in the layout that the authors' code loads."""
     if kind_of(weights) == HOURGLASS_KIND:
-        return weights  # theirs takes whatever is in the file for parameters, and goes on without those that it lacks
+        return weights  # their code takes whatever is in the file for parameters, and ignores missing ones
     state = checkpoint.get("state_dict")
     entries = state.items() if isinstance(state, dict) else ()
     opponent = {key.removeprefix(DISCRIMINATOR): value for key, value in entries if key.startswith(DISCRIMINATOR)}
@@ -39,21 +38,21 @@ def official_layout(checkpoint: dict[str, object], weights: dict[str, Tensor]) -
 
 
 def write_weights(source: str | Path, out: Path) -> None:
-    """Write the network of a run folder or checkpoint file to ``out``, whole or not at all.
+    """Write the network of a run folder or checkpoint file to `out`, completely or not at all.
 
     Raises:
-        ValueError: ``out`` has neither ending.
+        ValueError: `out` has neither ending.
         FileNotFoundError: there is no checkpoint.
         storage.checkpoints.CheckpointError: the checkpoint is unsafe, damaged, or holds no generator or hourglass.
     """
     if out.suffix not in (".pth", ".safetensors"):
-        raise ValueError(f"{out}: the ending says what is written; it has to be .pth or .safetensors")
+        raise ValueError(f"out is {out}, expected a name that ends in .pth or .safetensors")
     path = find_checkpoint(source)
     checkpoint = read_checkpoint(path)
     weights = network_weights(checkpoint, path, DIC_KIND, HOURGLASS_KIND)
     written = kind_of(weights)
     if written is None:
-        raise CheckpointError(f"checkpoint {path} holds neither {DIC_KIND} nor {HOURGLASS_KIND}: {listed(weights)}")
+        raise CheckpointError(f"checkpoint {path} holds {listed(weights)}, expected {DIC_KIND} or {HOURGLASS_KIND}")
     if out.suffix == ".pth":
         buffer = io.BytesIO()
         layout = official_layout(checkpoint, weights)
@@ -63,21 +62,19 @@ def write_weights(source: str | Path, out: Path) -> None:
         sizes = checkpoint.get("dic_config")
         if isinstance(sizes, dict) and sizes.get("num_steps") != 4:
             print(
-                f"warning: the network has {sizes.get('num_steps')} steps, which no file of this layout says; who "
-                "loads it gets 4 without a word. A .safetensors file does say it",
+                f"warning: this layout does not record the number of steps ({sizes.get('num_steps')}): readers assume "
+                "4. Export to .safetensors to keep it",
                 file=sys.stderr,
             )
     else:
-        said = {name: checkpoint[name] for name in DESCRIPTIONS if name in checkpoint}
-        write_atomically(out, safetensors_bytes(weights, said))
+        metadata = {name: checkpoint[name] for name in DESCRIPTIONS if name in checkpoint}
+        write_atomically(out, safetensors_bytes(weights, metadata))
     print(f"{written} of {path} written to {out}")
 
 
 def export(args: list[str] | None = None) -> None:
-    """Parses the command line; what is wrong ends in one line and exit code 2."""
-    parser = argparse.ArgumentParser(
-        prog="superfer export", description=(__doc__ or "").split("\n")[0], allow_abbrev=False
-    )
+    """Parse the command line, and write the file; a refusal is one line and exit code 2."""
+    parser = Parser(prog="superfer export", description=(__doc__ or "").split("\n")[0])
     parser.add_argument(
         "--ckpt_path", required=True, help="run folder (its best checkpoint, else its latest), or a file"
     )

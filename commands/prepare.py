@@ -1,18 +1,17 @@
 """Cut faces out around their landmarks and pack them: `superfer prepare`."""
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from commands.console import Parser
 from datamodules.faces.packed import IMAGES, LANDMARKS, MANIFEST, describe_left_out, pack_faces
 from datamodules.synthetic import SYNTHETIC_MARKER
 
 
 def prepare(args: Sequence[str] | None = None) -> None:
     """Pack the faces of a folder; exit with code 2 where nothing can be packed."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="superfer prepare",
-        allow_abbrev=False,
         description="Cut faces out around their 68 landmarks and pack them for generator training.",
     )
     parser.add_argument("--faces", type=Path, required=True, help="folder of images, with NAME.pts unless --landmarks")

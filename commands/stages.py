@@ -1,4 +1,4 @@
-"""Trains the three stages of a generator one after another, and says what each reached and how fast.
+"""Train the three stages of a generator one after another, and report what each reached and how fast.
 
     superfer stages [--size published|small] [--hr_size 128] [--hardware gpu] [OVERRIDE ...]
 
@@ -13,6 +13,7 @@ import csv
 import time
 from pathlib import Path
 
+from commands.console import Parser
 from commands.train import train
 
 STAGES = ("hourglass", "dic", "dicgan")
@@ -21,7 +22,7 @@ SHOWN = ("val/psnr_y", "val/psnr_y_bicubic", "val/ssim_y", "val/nme_interocular"
 
 
 def arguments(stage: str, earlier: Path | None, options: argparse.Namespace, overrides: list[str]) -> list[str]:
-    """Command line of `train.py` for a stage."""
+    """Return the command line of `train.py` for a stage."""
     name = stage if options.size == "published" else f"{stage}_small"
     given = [f"--config=configs/generator/{name}.yaml", f"--config=configs/hardware/{options.hardware}.yaml"]
     given += [f"--data.hr_size={options.hr_size}"]
@@ -30,14 +31,14 @@ def arguments(stage: str, earlier: Path | None, options: argparse.Namespace, ove
     if stage == "hourglass":
         given += [f"--model.start_sigma={4 * wide}"]
     if earlier:
-        given += [f"--model.initial_weights={earlier}"]
+        given += [f"--model.{'hourglass' if stage == 'dic' else 'initial'}_weights={earlier}"]
     if stage == "dicgan":
         given += [f"--model.discriminator.size={options.hr_size}"]
     return [*given, *overrides]
 
 
 def last_figures(run: Path) -> dict[str, float]:
-    """The figures of a run's last validation, and how far it came."""
+    """Return the figures of a run's last validation, and how far it came."""
     with (run / "metrics.csv").open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row.get("val/nme_interocular")]
     if not rows:  # no validation was reached
@@ -53,15 +54,14 @@ def stages(args: list[str] | None = None) -> dict[str, Path]:
     Returns:
         Run folders by stage.
     """
-    parser = argparse.ArgumentParser(
-        prog="superfer stages", description=(__doc__ or "").split("\n")[0], allow_abbrev=False
-    )
+    parser = Parser(prog="superfer stages", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--size", choices=("published", "small"), default="published", help="default: published")
     parser.add_argument("--hr_size", type=int, default=128, help="side of the HR faces, px (default: 128)")
     parser.add_argument("--hardware", choices=("gpu", "cpu"), default="gpu", help="default: gpu")
+    parser.add_argument(
+        "--trainer.devices", choices=("1",), help="processes for others would train the first stage again"
+    )
     options, overrides = parser.parse_known_args(args)
-    if any(word.split("=")[0] == "--trainer.devices" for word in overrides):
-        parser.error("one device only: the processes for others would begin with the first stage again")
     runs: dict[str, Path] = {}
     lines = [f"| stage | minutes | batches | {' | '.join(SHOWN)} | run |", "|---" * 8 + "|"]
     for stage in STAGES:

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from models.bfloat16 import check_bfloat16
 from models.dic import DIC, SCALE
-from models.pretrained import load_generator
 from models.resampling import luma_bt601, round_levels
 from run_state.folder import find_checkpoint
 
@@ -108,8 +107,8 @@ class DICUpscaler(Upscaler):
 
     @cached_property
     def network(self) -> DIC:
-        """Read on first use: an error then reaches the user as it is, not through the argument parser."""
-        return load_generator(find_checkpoint(self.checkpoint)).to(memory_format=torch.channels_last)
+        """Read when it is first needed: an error then reaches the user as it is, not through the argument parser."""
+        return DIC.from_checkpoint(find_checkpoint(self.checkpoint)).to(memory_format=torch.channels_last)
 
     def fingerprint(self) -> str:
         """Hash the network's configuration and weights, the colour and the precision, but not the file's name."""

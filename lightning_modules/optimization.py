@@ -1,110 +1,124 @@
-"""Learning-rate schedules as functions of the training's progress.
+"""The optimiser of every training, and its learning rate as a function of the training's progress.
 
 Functions, not scheduler objects that remember their length, so that a run can be resumed with another number of epochs.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import lightning as L
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler, MultiStepLR
-
-NO_END = "the schedule needs the length of the training: set trainer.max_epochs or trainer.max_steps (-1 means no end)"
+from torch.optim.lr_scheduler import LambdaLR
 
 
 @dataclass(frozen=True)
-class Adam:
-    """Adam, and its learning rate from batch to batch.
+class Optimization:
+    """An optimiser, and its learning rate from batch to batch.
 
     Args:
-        learning_rate: the start of `multistep`, the peak of `onecycle`.
-        schedule: `multistep` (as published for DIC: halved at each milestone) or `onecycle` (warm-up, then cosine to
-            nearly zero; for short trainings).
-        milestones: batches after which `multistep` halves the rate.
-        warmup_fraction: part of the training in which `onecycle` rises to its peak.
-        betas: decay rates of the moments.
+        name: `adam`, `adamw`, or `sgd` with Nesterov momentum 0.9.
+        lr: highest learning rate.
+        weight_decay: of convolutions and linear layers; biases, normalisation and slopes have none.
+        betas: decay rates of the moments of `adam` and `adamw`.
+        schedule: after the warm-up, `constant`; `cosine`, falling to 0; `multistep`, multiplied by `gamma` at each
+            milestone; or `onecycle`, whose warm-up is half a cosine, too (Smith and Topin, 2018).
+        warmup: fraction of the training in which the rate rises.
+        milestones: batches after which `multistep` acts.
+        gamma: factor of `multistep`.
 
     Raises:
         ValueError: an argument is out of its range.
     """
 
-    learning_rate: float = 1e-4
-    schedule: Literal["multistep", "onecycle"] = "multistep"
-    milestones: tuple[int, ...] = (10_000, 20_000, 40_000, 80_000)
-    warmup_fraction: float = 0.1
+    name: Literal["adam", "adamw", "sgd"] = "adam"
+    lr: float = 1e-4
+    weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
+    schedule: Literal["constant", "cosine", "onecycle", "multistep"] = "constant"
+    warmup: float = 0.0
+    milestones: tuple[int, ...] = ()
+    gamma: float = 0.5
 
     def __post_init__(self) -> None:
-        if self.learning_rate <= 0:
-            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
-        if not 0 < self.warmup_fraction < 1:
-            raise ValueError(f"warmup_fraction must lie between 0 and 1, got {self.warmup_fraction}")
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"optimizer.lr is {self.lr}, expected a positive number")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"optimizer.weight_decay is {self.weight_decay}, expected 0 or more")
+        if not 0 <= self.warmup < 1:
+            raise ValueError(f"optimizer.warmup is {self.warmup}, expected 0 up to, but not including, 1")
+
+    @property
+    def needs_end(self) -> bool:
+        """Whether the rate depends on the length of the training."""
+        return self.schedule in ("cosine", "onecycle") or self.warmup > 0
 
     def check(self, trainer: L.Trainer) -> None:
-        """Refuse a trainer whose end the schedule has to know, and that has none; called before anything starts."""
-        if self.schedule == "onecycle":
+        """Refuse a trainer without an end, where the schedule needs one."""
+        if self.needs_end:
             check_end(trainer)
 
-    def build(
-        self, parameters: Iterable[nn.Parameter], length: Callable[[], int]
-    ) -> tuple[torch.optim.Optimizer, LRScheduler]:
-        """The optimiser, and a scheduler to be stepped after every batch; `length` is asked for `onecycle` only."""
-        optimizer = torch.optim.Adam(parameters, lr=self.learning_rate, betas=self.betas)
+    def build(self, parameters: Iterable[nn.Parameter], trainer: L.Trainer) -> tuple[torch.optim.Optimizer, LambdaLR]:
+        """Return the optimiser, and a scheduler to be stepped after every batch."""
+        groups: list[Any] = [parameter for parameter in parameters if parameter.requires_grad]
+        if self.weight_decay:
+            decayed, others = ([p for p in groups if (p.ndim > 1) is large] for large in (True, False))
+            groups = [
+                {"params": decayed, "weight_decay": self.weight_decay},
+                {"params": others, "weight_decay": 0.0},
+            ]
+        optimizer: torch.optim.Optimizer
+        if self.name == "sgd":
+            optimizer = torch.optim.SGD(groups, lr=self.lr, momentum=0.9, nesterov=True)
+        else:
+            kind = torch.optim.Adam if self.name == "adam" else torch.optim.AdamW
+            optimizer = kind(groups, lr=self.lr, betas=self.betas, weight_decay=0.0)
+        length = training_length(trainer) if self.needs_end else math.inf
+        return optimizer, LambdaLR(optimizer, lambda step: self.factor(step, length))
+
+    def factor(self, step: int, length: float) -> float:
+        """Return the share of `lr` after `step` of `length` optimiser steps."""
+        if self.schedule == "onecycle":
+            return one_cycle(step, length, self.warmup)
+        done = step / length
+        if done < self.warmup:
+            return (done + 1e-3) / (self.warmup + 1e-3)
+        if self.schedule == "cosine":
+            return 0.5 * (1 + math.cos(math.pi * min(1.0, (done - self.warmup) / (1 - self.warmup))))
         if self.schedule == "multistep":
-            return optimizer, MultiStepLR(optimizer, milestones=list(self.milestones), gamma=0.5)
-        batches = length()
-        return optimizer, LambdaLR(optimizer, lambda step: one_cycle(step, batches, self.warmup_fraction))
+            return self.gamma ** sum(step >= milestone for milestone in self.milestones)
+        return 1.0
 
 
 def check_end(trainer: L.Trainer) -> None:
-    """Refuse a trainer without an end; called before anything starts.
+    """Refuse a trainer without an end.
 
     Raises:
-        ValueError: as `training_length`.
+        ValueError: neither epochs nor steps are limited.
     """
     if trainer.max_epochs == -1 and trainer.max_steps == -1:
-        raise ValueError(NO_END)
+        raise ValueError(
+            "trainer.max_epochs and trainer.max_steps are -1 (no end), expected a limit, which the schedule needs"
+        )
 
 
 def training_length(trainer: L.Trainer) -> int:
-    """Optimiser steps of the whole training.
-
-    Raises:
-        ValueError: The trainer has no end, so a schedule that falls to its end has no shape.
-    """
-    steps = trainer.estimated_stepping_batches
-    if not 0 < steps < math.inf:
-        raise ValueError(NO_END)
-    return int(steps)
+    """Return the optimiser steps of the whole training, which must have an end."""
+    check_end(trainer)
+    return max(1, int(trainer.estimated_stepping_batches))
 
 
-def warmup_then(
-    schedule: Literal["cosine", "step"], warmup: float, milestones: tuple[float, ...], done: float
-) -> float:
-    """Factor of the learning rate after the fraction ``done`` of the training.
-
-    Rises linearly during ``warmup``; then ``cosine`` falls to 0, ``step`` is divided by 10 at each milestone.
-    """
-    if done < warmup:
-        return (done + 1e-3) / (warmup + 1e-3)
-    if schedule == "step":
-        return 0.1 ** sum(done >= milestone for milestone in milestones)
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, (done - warmup) / (1 - warmup))))
-
-
-def one_cycle(step: int, length: int, warmup: float, start: float = 1 / 25, end: float = 4e-6) -> float:
-    """Factor of the learning rate in a one-cycle schedule (Smith and Topin, 2018), both flanks half a cosine.
+def one_cycle(step: int, length: float, warmup: float, start: float = 1 / 25, end: float = 4e-6) -> float:
+    """Return the factor of a one-cycle schedule, both flanks half a cosine.
 
     Args:
-        step: Optimiser steps done.
-        length: Optimiser steps of the training.
-        warmup: Fraction of the training in which the factor rises to 1.
-        start: Factor of the first step.
-        end: Factor of the last step.
+        step: optimiser steps done.
+        length: optimiser steps of the training.
+        warmup: fraction of the training in which the factor rises to 1.
+        start: factor of the first step.
+        end: factor of the last step.
     """
     top, last = warmup * length - 1, length - 1
     if step < top:

@@ -1,4 +1,4 @@
-"""All figures of a tested split, from probabilities and labels."""
+"""All metrics of a tested split, from probabilities and labels."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from torchmetrics.functional.classification import (
 
 
 def classification_report(probabilities: Tensor, labels: Tensor, classes: tuple[str, ...]) -> dict[str, Any]:
-    """Accuracy and what lies behind it, over the images that have a label.
+    """Return accuracy and what lies behind it, over the images that have a label.
 
     Args:
         probabilities: Float N,C; rows sum to 1.
@@ -22,9 +22,9 @@ def classification_report(probabilities: Tensor, labels: Tensor, classes: tuple[
         classes: C names.
 
     Returns:
-        ``n``, ``acc``, ``macro_f1``, ``ece`` (expected calibration error, 15 bins), ``loss`` (mean negative log
-        likelihood), ``recall`` by class name and ``confusion`` (rows: label, columns: prediction); shares in [0, 1],
-        plain Python numbers. Without any image only ``n``.
+        `n`, `acc`, `macro_f1`, `ece` (expected calibration error, 15 bins), `loss` (mean negative log likelihood),
+        `recall` by class name and `confusion` (rows: label, columns: prediction); shares in [0, 1], plain Python
+        numbers. Without any image only `n`.
     """
     kept = labels >= 0
     probabilities, labels, count = probabilities[kept].double(), labels[kept], len(classes)

@@ -1,7 +1,7 @@
 """PSNR and SSIM as the face super-resolution literature reports them: on luma, without the border, one value per image.
 
 Luma is Y of BT.601 YCbCr (16 ... 235), rounded to 8 bits as Matlab's `rgb2ycbcr` does, and 8 pixels at each border are
-left out. The figure of a data set is the mean over its images (`MeanPerImage`); pooling the squared error over the set
+left out. The figure of a data set is the mean over its images; pooling the squared error over the set
 instead, as `torchmetrics.image.PeakSignalNoiseRatio` does, gives another number (several dB lower on mixed faces).
 The same on RGB serves for comparison with work that reports it.
 
@@ -26,7 +26,7 @@ _WINDOW_SIGMA = 1.5
 
 
 def luma(images: Tensor, rounded: bool = True) -> Tensor:
-    """Y of BT.601 YCbCr.
+    """Return Y of BT.601 YCbCr.
 
     Args:
         images: uint8 B,3,H,W, RGB.
@@ -97,19 +97,21 @@ def ssim_rgb(prediction: Tensor, target: Tensor, border: int = BORDER) -> Tensor
 def _channels(images: Tensor) -> Tensor:
     """Checked RGB images as float64 B,3,H,W."""
     if images.dtype != torch.uint8:
-        raise TypeError(f"image metrics take uint8 images, got {images.dtype}; round them first")
+        raise TypeError(f"images are {images.dtype}, expected uint8: round them first")
     if images.ndim != 4 or images.shape[1] != 3:
-        raise ValueError(f"image metrics take RGB images of shape (batch, 3, height, width), got {tuple(images.shape)}")
+        raise ValueError(f"images have shape {tuple(images.shape)}, expected RGB, (batch, 3, height, width)")
     return images.double()
 
 
 def _inner(prediction: Tensor, target: Tensor, border: int, smallest: int) -> tuple[Tensor, Tensor]:
     if prediction.shape != target.shape:
-        raise ValueError(f"image shapes differ: {tuple(prediction.shape)} and {tuple(target.shape)}")
+        raise ValueError(
+            f"prediction has shape {tuple(prediction.shape)}, expected {tuple(target.shape)}, that of the target"
+        )
     height, width = target.shape[-2:]
     if min(height, width) - 2 * border < smallest:
         raise ValueError(
-            f"images of {height} x {width} pixels leave less than {smallest} x {smallest} inside a border of {border}"
+            f"images are {height} x {width} pixels, expected {smallest} x {smallest} or more inside the border"
         )
     inner = (..., slice(border, height - border), slice(border, width - border))
     return prediction[inner], target[inner]

@@ -13,7 +13,7 @@ OUTER_EYE_CORNERS = (36, 45)
 
 
 def nme_interocular(prediction: Tensor, target: Tensor) -> Tensor:
-    """Mean distance between predicted and true landmarks of each face, over the true inter-ocular distance.
+    """Return the mean distance between predicted and true landmarks of each face, over the true inter-ocular distance.
 
     Args:
         prediction: float B,68,2, (x, y) in any unit.
@@ -27,7 +27,7 @@ def nme_interocular(prediction: Tensor, target: Tensor) -> Tensor:
     """
     if prediction.shape != target.shape or target.ndim != 3 or target.shape[1:] != (68, 2):
         raise ValueError(
-            f"landmarks must both have shape (batch, 68, 2), got {tuple(prediction.shape)} and {tuple(target.shape)}"
+            f"landmarks have shapes {tuple(prediction.shape)} and {tuple(target.shape)}, expected (batch, 68, 2) twice"
         )
     first, second = OUTER_EYE_CORNERS
     interocular = (target[:, first] - target[:, second]).norm(dim=-1)

@@ -1,4 +1,4 @@
-"""DIC, Deep Iterative Collaboration: enlarges a face eightfold while finding its landmarks, each step helping the next.
+"""DIC, Deep Iterative Collaboration: upscales a face eightfold while finding its landmarks, each step helping the next.
 
 Reference:
     Ma et al., "Deep Face Super-Resolution with Iterative Collaboration between Attentive Recovery and Landmark
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.hourglass import FeedbackHourglass
-from models.loading import DIC_KIND, build_strictly, dic_sizes, network_weights
+from models.loading import DIC_KIND, build_strictly, network_weights, shapes_of
 from storage.checkpoints import read_checkpoint
 
 SCALE = 8
@@ -34,13 +34,18 @@ MIN_PEAK = 0.05  # weaker heatmaps are not amplified to full strength
 def normalise(image: Tensor) -> Tensor:
     """Subtract the training mean: B,3,H,W float RGB in [0, 1] -> what DIC and its hourglass take."""
     if not image.is_floating_point():
-        raise TypeError(f"normalise takes floating-point images in [0, 1]; got {image.dtype}")
-    return image - image.new_tensor(RGB_MEAN).view(1, 3, 1, 1)
+        raise TypeError(f"image is {image.dtype}, expected floating-point numbers in [0, 1]")
+    return image - _rgb_mean(image)
 
 
 def denormalise(image: Tensor) -> Tensor:
     """Add the training mean back: B,3,H,W as DIC gives it -> RGB, about [0, 1], not clamped."""
-    return image + image.new_tensor(RGB_MEAN).view(1, 3, 1, 1)
+    return image + _rgb_mean(image)
+
+
+def _rgb_mean(image: Tensor) -> Tensor:
+    # Filled on the device: a GPU would have to wait for a copy from the host.
+    return torch.cat([image.new_full((1, 1, 1, 1), value) for value in RGB_MEAN], dim=1)
 
 
 def attention_maps(heatmaps: Tensor) -> Tensor:
@@ -173,9 +178,6 @@ class DIC(nn.Module):
         num_fusion_blocks: residual blocks of the attentive fusion.
         hourglass_features: width of the hourglass.
         num_landmarks: K, must be 68: the attention maps are defined by the iBUG points.
-
-    Raises:
-        ValueError: if an argument is out of range.
     """
 
     def __init__(
@@ -193,9 +195,9 @@ class DIC(nn.Module):
         self.config |= dict(num_landmarks=num_landmarks)
         for name, least in (("num_features", 1), ("num_steps", 1), ("num_groups", 1), ("num_fusion_blocks", 0)):
             if self.config[name] < least:
-                raise ValueError(f"{name} is {self.config[name]}; at least {least} is needed")
+                raise ValueError(f"{name} is {self.config[name]}, expected at least {least}")
         if num_landmarks != 68:
-            raise ValueError(f"num_landmarks is {num_landmarks}; only 68 is possible, as in PARTS_68")
+            raise ValueError(f"num_landmarks is {num_landmarks}, expected 68, as in PARTS_68")
         self.num_steps = num_steps
         self.conv_in = nn.Sequential(nn.Conv2d(3, 4 * num_features, 3, padding=1), nn.PReLU(), nn.PixelShuffle(2))
         self.first_block = FeedbackBlock(num_features, num_features, num_groups)
@@ -205,23 +207,32 @@ class DIC(nn.Module):
         self.HG = FeedbackHourglass(hourglass_features, num_landmarks)
 
     @classmethod
-    def from_official(cls, path: str | Path, num_steps: int = 4) -> Self:
-        """Build the network that a published checkpoint describes, and load it strictly.
+    def from_checkpoint(cls, path: str | Path, num_steps: int | None = None) -> Self:
+        """Load a trained generator strictly, whether trained with this project or published by the authors.
 
         Args:
-            path: a state dict, or a dictionary that holds one as `netG` (DICGAN), `state_dict` (DIC) or `model`; with
-                or without `module.` in front of the keys. Never executed: see `storage.checkpoints`.
-            num_steps: T; the weights do not tell it. The authors use 4.
+            path: a checkpoint of this project (it carries `dic_config`), or a state dict, plain or under `netG`
+                (DICGAN), `state_dict` (DIC) or `model`. Never executed: see `storage.checkpoints`.
+            num_steps: T; None takes that of the training, or the authors' 4, for published weights do not tell it.
 
         Returns:
-            The network on the CPU, float32, in training mode like any new module.
+            The network on the CPU, float32, in eval mode. If the training kept averaged weights, these.
 
         Raises:
-            FileNotFoundError: if there is no such file.
-            storage.checkpoints.CheckpointError: if the file is unsafe or damaged, or keys are missing or left over.
+            FileNotFoundError: there is no such file.
+            storage.checkpoints.CheckpointError: the file is unsafe or damaged, or does not hold a DIC.
         """
-        weights = network_weights(read_checkpoint(path), path, DIC_KIND)
-        return build_strictly(cls, dic_sizes(weights, path) | {"num_steps": num_steps}, weights, path)
+        checkpoint = read_checkpoint(path)
+        weights = network_weights(checkpoint, path, DIC_KIND)
+        config = checkpoint["dic_config"] if "dic_config" in checkpoint else _sizes(weights, path)
+        if num_steps is not None and isinstance(config, dict):
+            config = config | {"num_steps": num_steps}
+        return build_strictly(cls, config, weights, path)
+
+    @classmethod
+    def from_official(cls, path: str | Path, num_steps: int = 4) -> Self:
+        """Load a published checkpoint as `from_checkpoint` does, in training mode like any new module."""
+        return cls.from_checkpoint(path, num_steps).train()
 
     def forward(self, lr: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Return the images and heatmaps of all steps.
@@ -231,24 +242,18 @@ class DIC(nn.Module):
 
         Returns:
             T images B,3,H,W (mean-subtracted, like the input) and T heatmaps B,K,2h,2w.
-
-        Raises:
-            ValueError: if `lr` does not have such a shape.
         """
         _check_shape(lr)
         return self._iterate(lr, last_heatmaps=True)
 
     def upscale(self, image: Tensor) -> Tensor:
-        """Enlarge eightfold: the last step only, without the hourglass pass that no longer reaches the image.
+        """Upscale eightfold: the last step only, without the hourglass pass that no longer reaches the image.
 
         Args:
             image: B,3,h,w float RGB in [0, 1], h and w multiples of 8.
 
         Returns:
             B,3,H,W float RGB in [0, 1], clamped.
-
-        Raises:
-            ValueError: if `image` does not have such a shape.
         """
         _check_shape(image)  # first: subtracting the mean would turn a gray image into three channels
         images, _ = self._iterate(normalise(image), last_heatmaps=False)
@@ -273,7 +278,29 @@ class DIC(nn.Module):
 
 def _check_shape(lr: Tensor) -> None:
     if lr.ndim != 4 or lr.shape[1] != 3:
-        raise ValueError(f"DIC takes a batch of RGB images, B,3,h,w; got shape {tuple(lr.shape)}")
+        raise ValueError(f"image has shape {tuple(lr.shape)}, expected a batch of RGB images, B,3,h,w")
     height, width = lr.shape[2:]
     if height % SIDE_MULTIPLE or width % SIDE_MULTIPLE or 0 in (height, width):
-        raise ValueError(f"DIC takes images whose sides are multiples of {SIDE_MULTIPLE}; got {height}x{width}")
+        raise ValueError(f"image is {height}x{width}, expected sides that are multiples of {SIDE_MULTIPLE}")
+
+
+def _sizes(weights: dict[str, Tensor], path: str | Path) -> dict[str, int]:
+    """Read the arguments of `DIC` off its weights: all but `num_steps`, which leaves no trace in them."""
+    telling = (
+        "conv_in.0.weight",
+        "first_block.upBlocks.0.0.weight",
+        "HG.compress_in.weight",
+        "HG.hg_conv_out.2.weight",
+    )
+    conv_in, _, compress_in, heatmaps = shapes_of(weights, path, DIC_KIND, *telling)
+
+    def count(prefix: str) -> int:  # distinct indices after the prefix; a gap among them shows in the strict loading
+        return len({key.removeprefix(prefix).split(".")[0] for key in weights if key.startswith(prefix)})
+
+    return {
+        "num_features": conv_in[0] // 4,
+        "num_groups": count("first_block.upBlocks."),
+        "num_fusion_blocks": count("block.fusion_block.resnet."),
+        "hourglass_features": compress_in[0] // 2,
+        "num_landmarks": heatmaps[0],
+    }

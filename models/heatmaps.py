@@ -11,6 +11,8 @@ Sources: Ma et al., Deep Face Super-Resolution with Iterative Collaboration betw
 Estimation, CVPR 2020 (heatmaps); Sagonas et al., 300 Faces in-the-Wild, ICCVW 2013 (the 68 points).
 """
 
+import functools
+
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
@@ -50,7 +52,7 @@ def landmarks_to_heatmaps(landmarks: Tensor, size: int, sigma: float = 1.0) -> T
         ValueError: `landmarks` does not end in a dimension of two.
     """
     if landmarks.shape[-1] != 2:
-        raise ValueError(f"landmarks must have shape (batch, points, 2), got {tuple(landmarks.shape)}")
+        raise ValueError(f"landmarks have shape {tuple(landmarks.shape)}, expected (batch, points, 2)")
     grid = torch.arange(size, device=landmarks.device, dtype=landmarks.dtype)
     profile = torch.exp(-((grid - landmarks[..., None]) ** 2) / (2 * sigma**2))  # B,K,2,S
     return profile[..., 1, :, None] * profile[..., 0, None, :]
@@ -103,7 +105,7 @@ def enlarge_heatmaps(heatmaps: Tensor) -> Tensor:
 
 
 def flip_landmarks(landmarks: Tensor, width: int) -> Tensor:
-    """Landmarks of the horizontally mirrored image: x becomes width - 1 - x, and left and right change names.
+    """Return the landmarks of the mirrored image: x becomes width - 1 - x, and left and right change names.
 
     Args:
         landmarks: float ...,68,2, (x, y) in pixels of an image that is `width` pixels wide.
@@ -113,7 +115,12 @@ def flip_landmarks(landmarks: Tensor, width: int) -> Tensor:
         ValueError: not 68 landmarks; the left-right pairs of other sets are not known here.
     """
     if landmarks.shape[-2:] != (NUM_LANDMARKS, 2):
-        raise ValueError(f"mirroring needs landmarks of shape (..., 68, 2), got {tuple(landmarks.shape)}")
-    mirrored = landmarks[..., list(FLIP_INDEX), :].clone()
+        raise ValueError(f"landmarks have shape {tuple(landmarks.shape)}, expected (..., 68, 2)")
+    mirrored = landmarks[..., _flip_index(landmarks.device), :]
     mirrored[..., 0] = width - 1 - mirrored[..., 0]
     return mirrored
+
+
+@functools.cache
+def _flip_index(device: torch.device) -> Tensor:  # made once: a GPU has to wait for a copy from the host
+    return torch.tensor(FLIP_INDEX, device=device)

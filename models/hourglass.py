@@ -10,9 +10,15 @@ Shapes: B batch, H x W image (multiples of 64), C num_features, K num_landmarks;
 Attribute names and indices inside the Sequentials are those of the authors' checkpoints, which load key by key.
 """
 
+from pathlib import Path
+from typing import Self
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from models.loading import HOURGLASS_KIND, build_strictly, network_weights, shapes_of
+from storage.checkpoints import read_checkpoint
 
 HOURGLASS_DEPTH = 4  # halvings inside the hourglass: its grid must be divisible by 2**4
 
@@ -81,7 +87,7 @@ class ConvReLU(nn.Module):
 
 
 class FeedbackHourglass(nn.Module):
-    """Landmark estimator of DIC: a hourglass that also sees its own hidden features of the previous step.
+    """Landmark estimator of DIC: an hourglass that also sees its own hidden features of the previous step.
 
     Args:
         num_features: C, width of the features and of the hidden state; a multiple of 4.
@@ -95,9 +101,9 @@ class FeedbackHourglass(nn.Module):
         super().__init__()
         self.config = dict(num_features=num_features, num_landmarks=num_landmarks)
         if num_features < 4 or num_features % 4:
-            raise ValueError(f"num_features is {num_features}; a positive multiple of 4 is needed")
+            raise ValueError(f"num_features is {num_features}, expected a positive multiple of 4")
         if num_landmarks < 1:
-            raise ValueError(f"num_landmarks is {num_landmarks}; at least 1 is needed")
+            raise ValueError(f"num_landmarks is {num_landmarks}, expected at least 1")
         quarter, half, full = num_features // 4, num_features // 2, num_features
         self.pre_conv_block = nn.Sequential(
             nn.Conv2d(3, quarter, 7, stride=2, padding=3),
@@ -110,6 +116,23 @@ class FeedbackHourglass(nn.Module):
         self.compress_in = nn.Conv2d(2 * full, 2 * full, 1)
         self.hg = Hourglass(2 * full)
         self.hg_conv_out = nn.Sequential(Residual(full, full), ConvReLU(full), nn.Conv2d(full, num_landmarks, 1))
+
+    @classmethod
+    def from_checkpoint(cls, path: str | Path) -> Self:
+        """Load a trained hourglass strictly, of this project or of the authors (`FB_HG_68_CelebA.pth`).
+
+        Returns:
+            The network on the CPU, float32, in eval mode.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            storage.checkpoints.CheckpointError: the file is unsafe or damaged, or does not hold a feedback hourglass.
+        """
+        weights = network_weights(read_checkpoint(path), path, HOURGLASS_KIND)
+        telling = ("compress_in.weight", "hg_conv_out.2.weight")
+        compress_in, heatmaps = shapes_of(weights, path, HOURGLASS_KIND, *telling)
+        config = {"num_features": compress_in[0] // 2, "num_landmarks": heatmaps[0]}
+        return build_strictly(cls, config, weights, path)
 
     def forward(self, image: Tensor, hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Estimate heatmaps; the state goes in and comes out, none is kept on the module.

@@ -9,8 +9,13 @@ Shapes: B batch, S side of the image.
 Attribute names and indices inside the Sequentials are those of the authors' checkpoints, which load key by key.
 """
 
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
+
+from models.loading import DISCRIMINATOR_KIND, FEATURES_KIND, build_strictly, network_weights
+from storage.checkpoints import read_checkpoint
 
 NUM_POOLS = 4  # halvings in the features, each rounded up
 FEATURE_CHANNELS = 128
@@ -64,6 +69,21 @@ class LightCNNFeatures(nn.Module):
             _pool(),
         )
 
+    @staticmethod
+    def from_checkpoint(path: str | Path) -> "LightCNNFeatures":
+        """Load the published perceptual features (`LightCNN_feature.pth`), or those of a discriminator, strictly.
+
+        Returns:
+            The network on the CPU, float32, in eval mode.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            storage.checkpoints.CheckpointError: the file is unsafe or damaged, or holds another network.
+        """
+        weights = network_weights(read_checkpoint(path), path, FEATURES_KIND, DISCRIMINATOR_KIND)
+        features = {key: value for key, value in weights.items() if key.startswith("features.")}
+        return build_strictly(LightCNNFeatures, {}, features, path)
+
     def forward(self, image: Tensor) -> Tensor:
         """B,3,S,S float, `models.dic.normalise`d RGB -> B,128,S/16,S/16 (sides rounded up)."""
         return self.features(image)
@@ -82,7 +102,7 @@ class LightCNN(LightCNNFeatures):
     def __init__(self, size: int = 128) -> None:
         super().__init__()
         if size < 16 or size % 16:
-            raise ValueError(f"size is {size}; a positive multiple of 16 is needed")
+            raise ValueError(f"size is {size}, expected a positive multiple of 16")
         self.size = size
         inputs = FEATURE_CHANNELS * (size // 2**NUM_POOLS) ** 2
         self.classifier = nn.Sequential(MaxFeatureMap(nn.Linear(inputs, 512)), nn.LeakyReLU(0.2), nn.Linear(256, 1))
@@ -94,5 +114,7 @@ class LightCNN(LightCNNFeatures):
             ValueError: if the images are not S x S.
         """
         if image.shape[-2:] != (self.size, self.size):
-            raise ValueError(f"LightCNN was built for {self.size}x{self.size} images; got shape {tuple(image.shape)}")
+            raise ValueError(
+                f"image has shape {tuple(image.shape)}, expected {self.size}x{self.size}: the network's size"
+            )
         return self.classifier(super().forward(image).flatten(1))

@@ -1,30 +1,29 @@
 """The losses of every training, and the features that the perceptual one compares."""
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits, l1_loss, mse_loss, relu
+from torch.nn.functional import binary_cross_entropy_with_logits, l1_loss, mse_loss
 from torchvision.models import VGG19_Weights, vgg19
 
 from models.dic import denormalise
 from models.hourglass import FeedbackHourglass
+from models.resnet import IMAGENET_MEAN, IMAGENET_STD
+
+VGG_LAYERS = 35  # up to conv5_4, without its activation
 
 
-def soft_cross_entropy(logits: Tensor, targets: Tensor, weight: Tensor | None = None, smoothing: float = 0.0) -> Tensor:
-    """Mean of -sum_k w_k t_k log p_k, the targets mixed with the uniform distribution by ``smoothing``.
+def soft_cross_entropy(logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Mean of -sum_k t_k log p_k, the targets mixed with the uniform distribution by `smoothing`.
 
     Args:
         logits: B,8.
         targets: B,8; rows are normalised to sum 1.
-        weight: 8 class weights, or None.
         smoothing: 0 to 1.
     """
     targets = targets / targets.sum(dim=1, keepdim=True)
     targets = (1 - smoothing) * targets + smoothing / targets.shape[1]
-    terms = -targets * F.log_softmax(logits, dim=1)
-    return (terms if weight is None else terms * weight).sum(dim=1).mean()
+    return (-targets * F.log_softmax(logits, dim=1)).sum(dim=1).mean()
 
 
 def multi_target_loss(logits: Tensor, targets: Tensor) -> Tensor:
@@ -35,6 +34,11 @@ def multi_target_loss(logits: Tensor, targets: Tensor) -> Tensor:
         targets: B,8; 1 for accepted classes, 0.001 for others.
     """
     return -(targets.log() + F.log_softmax(logits, dim=1)).amax(dim=1).mean()
+
+
+def heatmap_loss(heatmaps: list[Tensor], target: Tensor) -> Tensor:
+    """MSE of T heatmaps B,K,S,S, summed over the steps; float32 scalar."""
+    return torch.stack([mse_loss(maps.float(), target) for maps in heatmaps]).sum()
 
 
 def dic_losses(
@@ -55,47 +59,32 @@ def dic_losses(
         Two float32 scalars, without weights.
     """
     pixel = torch.stack([l1_loss(image.float(), target) for image in images]).sum()
-    heatmap = torch.stack([mse_loss(maps.float(), target_heatmaps) for maps in heatmaps]).sum()
-    return pixel, heatmap
+    return pixel, heatmap_loss(heatmaps, target_heatmaps)
 
 
-GANLoss = Literal["vanilla", "least_squares", "hinge"]
+def adversarial_loss(logits: Tensor, real: bool) -> Tensor:
+    """How far a discriminator's outputs are from `real`; float32 scalar.
 
-
-def discriminator_loss(kind: GANLoss, logits: Tensor, real: bool) -> Tensor:
-    """How wrong the discriminator is about images that are all real or all generated; float32 scalar."""
+    The discriminator minimises it for real and for generated images, the generator for its own images as real ones.
+    """
     logits = logits.float()
-    if kind == "hinge":
-        return relu(1 - logits if real else 1 + logits).mean()
-    return _distance(kind, logits, real)
+    return binary_cross_entropy_with_logits(logits, torch.full_like(logits, float(real)))
 
 
-def generator_loss(kind: GANLoss, logits: Tensor) -> Tensor:
-    """How far generated images are from passing for real; float32 scalar."""
-    logits = logits.float()
-    if kind == "hinge":
-        return -logits.mean()
-    return _distance(kind, logits, real=True)
+def perceptual_loss(features: nn.Module, image: Tensor, target: Tensor) -> Tensor:
+    """L1 distance of the features of two batches of images, summed over the feature maps; float32 scalar."""
+    with torch.no_grad():
+        wanted = _as_list(features(target.detach()))
+    pairs = zip(_as_list(features(image)), wanted, strict=True)
+    return torch.stack([l1_loss(found.float(), true.float()) for found, true in pairs]).sum()
 
 
-def _distance(kind: GANLoss, logits: Tensor, real: bool) -> Tensor:
-    wanted = torch.full_like(logits, float(real))
-    if kind == "vanilla":
-        return binary_cross_entropy_with_logits(logits, wanted)
-    return (logits - wanted).square().mean()
-
-
-VGG_LAYERS = 35  # up to conv5_4, without its activation
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+def _as_list(maps: Tensor | list[Tensor]) -> list[Tensor]:
+    return maps if isinstance(maps, list) else [maps]
 
 
 class HourglassFeatures(nn.Module):
-    """What a hourglass sees in a face, on its H/4 x W/4 grid: edges and textures first, facial parts second.
-
-    Args:
-        hourglass: usually that of the generator itself, which knows faces and needs no file.
-    """
+    """What an hourglass sees in a face, on its H/4 x W/4 grid: edges and textures first, facial parts second."""
 
     def __init__(self, hourglass: FeedbackHourglass) -> None:
         super().__init__()
@@ -113,19 +102,10 @@ class VGG19Features(nn.Module):
     def __init__(self, pretrained: bool = True) -> None:
         super().__init__()
         self.layers = vgg19(weights=VGG19_Weights.IMAGENET1K_V1 if pretrained else None).features[:VGG_LAYERS]
+        self.mean: Tensor
+        self.std: Tensor
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1))
 
-    def forward(self, image: Tensor) -> list[Tensor]:
-        mean, std = (image.new_tensor(values).view(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
-        return [self.layers((denormalise(image) - mean) / std)]
-
-
-def perceptual_loss(features: nn.Module, image: Tensor, target: Tensor) -> Tensor:
-    """L1 distance of the features of two batches of images, summed over the feature maps; float32 scalar."""
-    with torch.no_grad():
-        wanted = _as_list(features(target.detach()))
-    pairs = zip(_as_list(features(image)), wanted, strict=True)
-    return torch.stack([l1_loss(found.float(), true.float()) for found, true in pairs]).sum()
-
-
-def _as_list(found: Tensor | list[Tensor]) -> list[Tensor]:
-    return found if isinstance(found, list) else [found]
+    def forward(self, image: Tensor) -> Tensor:
+        return self.layers((denormalise(image) - self.mean) / self.std)

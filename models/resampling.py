@@ -41,7 +41,7 @@ def resize_bicubic(images: Tensor, size: int) -> Tensor:
         TypeError: `images` is not uint8.
     """
     if images.dtype != torch.uint8:
-        raise TypeError(f"resize_bicubic takes uint8 images, got {images.dtype}")
+        raise TypeError(f"images are {images.dtype}, expected uint8")
     rows = _filter(images.float(), (images.shape[-2], size))
     return _filter(rows, (size, size)).to(torch.uint8)
 

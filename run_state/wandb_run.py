@@ -59,6 +59,7 @@ def make_wandb_logger(
         tags=tags,
         save_dir=str(folder),
         offline=mode == "offline",
+        mode=mode,  # said again: W&B has read its environment when it looked for a key
         id=run_id(folder) if job_type == "train" else None,
         resume="allow" if mode == "online" else None,
         settings=wandb.Settings(

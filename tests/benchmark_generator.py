@@ -1,8 +1,8 @@
-"""How much faster the generator trains, enlarges and gets its data than written straightforwardly; prints JSON.
+"""Measure how much faster the generator trains, upscales and gets its data than plain code; print JSON.
 
     python -m tests.benchmark_generator [--size small|published] [--hr_size 128] [--compile] [--bf16] ...
 
-Straightforward means the same network with the hourglass run at every step, float32, PyTorch's default memory format,
+Plain code is the same network with the hourglass run at every step, float32, PyTorch's default memory format,
 and LR images and heatmaps made face by face in the loader's workers. Both sides run in turn in one process under the
 same settings, which are part of the output; a ratio above 1 says how many times as fast this project is. Ratios are
 medians over the pairs of runs, with the lowest and the highest.
@@ -69,7 +69,7 @@ def training_step(
 
 
 class Served(Dataset[dict[str, Tensor]]):
-    """The faces of a batch again and again.
+    """Serve the faces of a batch again and again.
 
     Args:
         faces: the batch.
@@ -100,13 +100,13 @@ class Served(Dataset[dict[str, Tensor]]):
 
 
 def measure(options: argparse.Namespace) -> dict[str, object]:
-    """All three comparisons and what they depend on."""
+    """Make all three comparisons; return them with the settings they depend on."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(0)
     plain = DIC(**SIZES[options.size]).to(device)
     ours = DIC(**SIZES[options.size]).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     ours.load_state_dict(plain.state_dict())
-    if options.compile:  # what training and enlarging have in common
+    if options.compile:  # what training and upscaling have in common
         ours._iterate = torch.compile(ours._iterate)  # type: ignore[method-assign]
     side = options.hr_size
     faces = {
@@ -129,7 +129,7 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
 
 
 def compare_training(ours: DIC, plain: DIC, batch: dict[str, Tensor], options: argparse.Namespace) -> dict[str, float]:
-    """Whole training steps."""
+    """Compare training steps."""
     device = batch["lr"].device.type
     adam = {net: torch.optim.Adam(net.parameters(), 1e-4) for net in (plain, ours)}
     return compare(
@@ -141,17 +141,17 @@ def compare_training(ours: DIC, plain: DIC, batch: dict[str, Tensor], options: a
 
 @torch.inference_mode()
 def compare_inference(ours: DIC, plain: DIC, lr: Tensor, options: argparse.Namespace) -> dict[str, float]:
-    """One face to its last step."""
+    """Compare the upscaling of one face."""
 
-    def enlarge() -> Tensor:
+    def upscale() -> Tensor:
         with torch.autocast(lr.device.type, torch.bfloat16, enabled=options.bf16):
             return ours.upscale(lr.contiguous(memory_format=torch.channels_last))
 
-    return compare(enlarge, lambda: denormalise(plain(normalise(lr))[0][-1]), options.repeats)
+    return compare(upscale, lambda: denormalise(plain(normalise(lr))[0][-1]), options.repeats)
 
 
 def compare_preparation(faces: dict[str, Tensor], device: str, options: argparse.Namespace) -> dict[str, float]:
-    """Faces with LR images and heatmaps on the device: made there by the batch, against one by one in the workers."""
+    """Compare LR images and heatmaps made by the batch on the device with those made one by one in the workers."""
     count = 32 * options.batch_size
     plain = DataLoader(
         Served(faces, count, prepared=True),
@@ -179,7 +179,7 @@ def main(args: list[str] | None = None) -> dict[str, object]:
     parser.add_argument("--size", choices=sorted(SIZES), default="small", help="of the network (default: small)")
     parser.add_argument("--hr_size", type=int, default=128, help="side of the HR faces, px (default: 128)")
     parser.add_argument("--batch_size", type=int, default=8, help="faces in a training batch (default: 8)")
-    parser.add_argument("--workers", type=int, default=2, help="of the straightforward loader (default: 2)")
+    parser.add_argument("--workers", type=int, default=2, help="of the plain loader (default: 2)")
     parser.add_argument("--repeats", type=int, default=7, help="pairs of runs (default: 7)")
     parser.add_argument("--compile", action="store_true", help="our side under torch.compile")
     parser.add_argument("--bf16", action="store_true", help="our side in bfloat16 mixed precision")

@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from callbacks.face_strip import HEADER
 from commands.test import test as run_test
 from commands.train import train
 from datamodules.labels import CLASSES
@@ -36,7 +38,7 @@ from tests.tiny_runs import (
 
 TWO = ["--trainer.devices=2", "--trainer.strategy=ddp"]
 LONGER = ["--trainer.limit_train_batches=1.0", "--trainer.max_epochs=3"]
-GENTLE = ["--model.optimizer=adamw", "--model.learning_rate=0.001"]
+GENTLE = ["--model.optimizer.name=adamw", "--model.optimizer.lr=0.001"]
 
 
 def start(program: str, args: list[str]) -> str:
@@ -178,7 +180,8 @@ def test_generators(stage: str, tiny_faces: Path, tmp_path: Path) -> None:
         logged = [[float(row[name]) for row in read_csv(run / "metrics.csv") if row[name]] for run in (two, one)]
         assert len(logged[0]) == (1 if name == metric else 3)
         assert logged[0] == pytest.approx(logged[1], abs=tolerance)
-    assert len(list((two / "faces").glob("*.png"))) == 1
+    (sheet,) = (two / "faces").glob("*.png")
+    assert Image.open(sheet).height == 4 * (HEADER + 64)  # two faces of each process
 
 
 def test_stopped_by_one_process_continued_by_two(tiny_faces: Path, tmp_path: Path) -> None:

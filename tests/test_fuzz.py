@@ -25,7 +25,6 @@ from datamodules.faces.packed import pack_faces
 from datamodules.ferplus.table import open_table
 from datamodules.image_folder import ImageRefusedError, padded_size
 from models.dic import DIC
-from models.pretrained import load_generator
 from run_state.folder import read_record, share_with_children
 from run_state.metrics_csv import cut_back
 from run_state.settings import changed_settings
@@ -105,7 +104,7 @@ READERS: dict[str, tuple[Callable[[Path], object], tuple[type[Exception], ...]]]
     "gray.png": (read_image, (FaceError,)),
     "color.jpg": (read_image, (FaceError,)),
     "color.png": (padded_size, (ImageRefusedError,)),
-    "dic.ckpt": (load_generator, (CheckpointError,)),
+    "dic.ckpt": (DIC.from_checkpoint, (CheckpointError,)),
     "legacy.pth": (read_checkpoint, (CheckpointError,)),
 }
 

@@ -115,7 +115,7 @@ class TinyClassifier(EmotionClassifier):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.net = nn.Sequential(
-            nn.Conv2d(self.hparams["in_channels"], 4, 3, stride=4),
+            nn.Conv2d(self.in_channels, 4, 3, stride=4),
             nn.BatchNorm2d(4),
             nn.ReLU(),
             nn.AdaptiveAvgPool2d(2),

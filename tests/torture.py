@@ -144,8 +144,7 @@ def training(stage: str, data: Path, processes: int = 1) -> Job:
             options = [*generator_options(data / "faces", stage), *LONG, "--trainer.log_every_n_steps=1"]
             given = [*config(f"generator/{stage}_small"), f"--runs={runs}", *options]
         if processes > 1:
-            strategy = "ddp_find_unused_parameters_true" if stage == "dicgan" else "ddp"
-            given += [f"--trainer.devices={processes}", f"--trainer.strategy={strategy}"]
+            given += [f"--trainer.devices={processes}", "--trainer.strategy=ddp"]
         return given
 
     return Job(

@@ -104,8 +104,19 @@ def test_same_faces_once_per_validation(tmp_path: Path, num_faces: int) -> None:
     for row, index in enumerate(shown):
         top = row * (HEADER + 64) + HEADER
         np.testing.assert_array_equal(picture[top : top + 64, 4 * 64 : 5 * 64], data.val_set.faces.image(index))
+        points = data.val_set.faces.landmarks[index].round().astype(int)
+        colours = [tuple(picture[top + y, 5 * 64 + x]) for x, y in points if min(x, y) >= 0 and max(x, y) < 64]
+        assert colours.count(TRUE_COLOUR) > len(colours) / 2  # the others are hidden by those that were found
+
+    blank, nowhere = torch.zeros(3, 64, 64, dtype=torch.uint8), torch.full((68, 2), -9.0)
+    titles = ("LR", "bicubic", "step 1", "step 2", "HR")
+    said, unsaid = (
+        compose_strip(dict.fromkeys(titles, blank), blank, nowhere, nowhere, synthetic)[:HEADER]
+        for synthetic in (True, False)
+    )
+    assert (picture[:HEADER] == said).all() and (said != unsaid).any()
 
 
 def test_no_faces_is_refused() -> None:
-    with pytest.raises(ValueError, match="num_faces must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="num_faces is 0, expected at least 1"):
         FaceStrip(0)

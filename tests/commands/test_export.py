@@ -11,7 +11,6 @@ from commands import export
 from models.dic import DIC
 from models.hourglass import FeedbackHourglass
 from models.light_cnn import LightCNN
-from models.pretrained import load_generator, load_hourglass
 from storage.checkpoints import CheckpointError, read_checkpoint
 
 SHAPES = json.loads((Path(__file__).parents[1] / "fixtures" / "dic_shapes.json").read_text())
@@ -49,7 +48,7 @@ def test_generator_loads_again(net: DIC, tmp_path: Path, ending: str) -> None:
     torch.save(_own(net, dic_config=net.config, faces=faces), tmp_path / "own.ckpt")
     out = tmp_path / f"dic.{ending}"
     export.export(["--ckpt_path", str(tmp_path / "own.ckpt"), "--out", str(out)])
-    assert _same(load_generator(out).state_dict(), net.state_dict())
+    assert _same(DIC.from_checkpoint(out).state_dict(), net.state_dict())
     if ending == "safetensors":
         saved = read_checkpoint(out)
         assert saved["dic_config"] == net.config and saved["faces"] == faces
@@ -72,7 +71,9 @@ def test_hourglass_loads_again(tmp_path: Path, ending: str) -> None:
     hourglass = FeedbackHourglass(8)
     torch.save(_own(hourglass, hourglass_config=hourglass.config), tmp_path / "own.ckpt")
     export.export(["--ckpt_path", str(tmp_path / "own.ckpt"), "--out", str(tmp_path / f"hourglass.{ending}")])
-    assert _same(load_hourglass(tmp_path / f"hourglass.{ending}").state_dict(), hourglass.state_dict())
+    assert _same(
+        FeedbackHourglass.from_checkpoint(tmp_path / f"hourglass.{ending}").state_dict(), hourglass.state_dict()
+    )
     if ending == "pth":  # the authors' code passes the file's content to load_state_dict as it is
         assert _same(torch.load(tmp_path / "hourglass.pth", weights_only=True), hourglass.state_dict())
 
@@ -84,10 +85,10 @@ def test_what_cannot_be_exported_is_refused_and_nothing_is_written(
     torch.save(LightCNN(16).state_dict(), tmp_path / "other.pth")
     torch.save({"strange.weight": torch.zeros(2)}, tmp_path / "strange.pth")
     cases = [
-        ("strange.pth", "out.pth", "holds neither a DIC generator nor a feedback hourglass"),
-        ("own.ckpt", "out.onnx", "it has to be .pth or .safetensors"),
+        ("strange.pth", "out.pth", "holds strange.weight, expected a DIC generator or a feedback hourglass"),
+        ("own.ckpt", "out.onnx", "expected a name that ends in .pth or .safetensors"),
         ("none.ckpt", "out.pth", "no checkpoint: looked for"),
-        ("other.pth", "out.pth", "seems to hold a LightCNN discriminator; needed is a DIC generator or a feedback"),
+        ("other.pth", "out.pth", "seems to hold a LightCNN discriminator, expected a DIC generator or a feedback"),
     ]
     for source, out, message in cases:
         with pytest.raises(SystemExit, match="2"):
@@ -103,4 +104,4 @@ def test_damaged_safetensors_are_refused(net: DIC, tmp_path: Path, part: float) 
     content = (tmp_path / "dic.safetensors").read_bytes()
     (tmp_path / "dic.safetensors").write_bytes(content[: int(len(content) * part)])
     with pytest.raises(CheckpointError, match=r"dic\.safetensors cannot be read: it is damaged or incomplete"):
-        load_generator(tmp_path / "dic.safetensors")
+        DIC.from_checkpoint(tmp_path / "dic.safetensors")

@@ -27,9 +27,9 @@ def test_stages_follow_each_other(
         ["--hr_size=64", "--hardware=cpu", f"--runs={tmp_path}", *TRAINER, *data, "--trainer.limit_val_batches=1"]
     )
     assert list(runs) == ["hourglass", "dic", "dicgan"]
-    for earlier, later in (("hourglass", "dic"), ("dic", "dicgan")):
+    for earlier, later, option in (("hourglass", "dic", "hourglass"), ("dic", "dicgan", "initial")):
         record = json.loads((runs[later] / "run.json").read_text())
-        assert record["initial_weights"]["path"].startswith(str(runs[earlier]))
+        assert record[f"{option}_weights"]["path"].startswith(str(runs[earlier]))
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("| hourglass", "| dic"))]
     assert [row.split("|")[3].strip() for row in rows[-3:]] == ["2", "2", "2"]
 

@@ -19,7 +19,6 @@ from datamodules.image_folder import pad
 from datamodules.upscaled_images import LANDMARK_COLOUR, draw_landmarks
 from models.dic import DIC, RGB_MEAN, normalise
 from models.heatmaps import heatmaps_to_landmarks
-from models.pretrained import load_generator
 from models.resampling import round_levels
 from models.tiling import upscale_in_tiles
 from tests.tiny_runs import NETWORK, write_generator
@@ -78,7 +77,7 @@ def expected(generator: Path, array: np.ndarray) -> np.ndarray:
     """uint8 8h,8w,3, or 8h,8w for a gray image; DIC.upscale of the image, padded if need be."""
     gray = array.ndim == 2
     rgb = np.stack([array] * 3, axis=-1) if gray else array
-    net = load_generator(generator).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    net = DIC.from_checkpoint(generator).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     lr = torch.from_numpy(pad(rgb)).permute(2, 0, 1)[None].float() / 255
     with torch.inference_mode():
         large = net.upscale(lr.contiguous(memory_format=torch.channels_last))[0] * 255
@@ -154,7 +153,7 @@ def test_large_images_are_upscaled_in_tiles_and_without_landmarks(
     assert np.array_equal(read(out / "small.png"), expected(generator, levels(8, 8)))
     lr = torch.from_numpy(pad(levels(72, 67))).permute(2, 0, 1)[None].float() / 255
     with torch.inference_mode():
-        whole = 255 * upscale_in_tiles(load_generator(generator), lr, tile=64)[0]
+        whole = 255 * upscale_in_tiles(DIC.from_checkpoint(generator), lr, tile=64)[0]
     difference = read(out / "large.png").astype(int) - round_levels(whole).permute(1, 2, 0).numpy()[:, :536]
     assert np.abs(difference).max() <= 1
 
@@ -358,7 +357,7 @@ def test_heatmaps(generator: Path, images: Path) -> None:
     save(images / "a.png", array)
     out = upscaled(generator, images, "--heatmaps")
     assert np.abs(read(out / "a.png").astype(int) - expected(generator, array)).max() <= 1
-    net = load_generator(generator)
+    net = DIC.from_checkpoint(generator)
     with torch.inference_mode():
         _, heatmaps = net(normalise(torch.from_numpy(pad(array)).permute(2, 0, 1)[None].float() / 255))
     inside = heatmaps[-1][0, :, :32, :22]

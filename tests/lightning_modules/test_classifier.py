@@ -1,92 +1,93 @@
-"""The classifier's losses, schedule, optimizers and refusals."""
+"""EmotionClassifier: what it logs in training and validation, mixup, mirror, and refusals."""
 
 import math
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
+import lightning as L
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
+from datamodules.labels import CLASSES
 from lightning_modules.classifier import EmotionClassifier
-from lightning_modules.optimization import warmup_then
-from models.losses import multi_target_loss, soft_cross_entropy
+from lightning_modules.optimization import Optimization
+from metrics.classification import classification_report
+from models.losses import multi_target_loss
+
+TRAINER: Any = SimpleNamespace(max_epochs=1, max_steps=-1)
 
 
-def soft_targets(rows: int) -> torch.Tensor:
-    return torch.rand(rows, 8, generator=torch.Generator().manual_seed(1)).softmax(dim=1)
+class Pixels(nn.Module):
+    """Takes the first pixels for logits, so that predictions are known and spread out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1, 1))
+
+    def forward(self, image: Tensor) -> Tensor:
+        return 6 * self.scale * image[:, 0, 0, :8]
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-@pytest.mark.parametrize("weighted", [False, True])
-def test_soft_cross_entropy_is_pytorchs(smoothing: float, weighted: bool) -> None:
-    logits, targets = torch.randn(5, 8, generator=torch.Generator().manual_seed(0)), soft_targets(5)
-    weight = torch.linspace(0.5, 2, 8) if weighted else None
-    expected = F.cross_entropy(logits, targets, weight=weight, label_smoothing=smoothing)
-    torch.testing.assert_close(soft_cross_entropy(logits, targets, weight, smoothing), expected)
-    torch.testing.assert_close(
-        soft_cross_entropy(logits, 10 * targets, weight, smoothing), expected
-    )  # votes, not shares
+def _module(**settings: Any) -> EmotionClassifier:
+    module = EmotionClassifier(optimizer=Optimization(lr=1e-12), **settings)
+    module.net = Pixels()
+    return module
 
 
-def test_multi_target_loss_takes_the_best_accepted_class() -> None:
-    # Probabilities 0.6, 0.3 and 0.1 (the other five: none); the second and third class are accepted.
-    probabilities = torch.tensor([[0.6, 0.3, 0.1] + [1e-9] * 5])
-    targets = torch.tensor([[0.001, 1.0, 1.0] + [0.001] * 5])
-    assert multi_target_loss(probabilities.log(), targets).item() == pytest.approx(-math.log(0.3), abs=1e-5)
-    # An unaccepted class with nearly all of the probability counts a thousandth.
-    probabilities = torch.tensor([[1 - 1e-6, 1e-6] + [1e-9] * 6])
-    targets = torch.tensor([[0.001, 1.0] + [0.001] * 6])
-    assert multi_target_loss(probabilities.log(), targets).item() == pytest.approx(-math.log(0.001), abs=1e-4)
+def _faces(count: int = 50, multi_target: bool = False) -> dict[str, Tensor]:
+    """A batch of images of 1 x 9 pixels, soft or multi-target labels, and majority labels."""
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand(count, 1, 1, 9, generator=generator).expand(-1, 3, -1, -1)
+    target = (3 * torch.rand(count, 8, generator=generator)).softmax(dim=1)
+    if multi_target:
+        target = (target > target.mean(dim=1, keepdim=True)).float().clamp(min=0.001)
+    label = torch.where(torch.rand(count, generator=generator) < 0.5, target.argmax(1), image[:, 0, 0, :8].argmax(1))
+    return {"image": image, "target": target, "label": label, "index": torch.arange(count)}
 
 
-@pytest.mark.parametrize(
-    ("schedule", "done", "factor"),
-    [
-        ("cosine", 0.0, 0.001 / 0.101),
-        ("cosine", 0.05, 0.051 / 0.101),
-        ("cosine", 0.1, 1.0),
-        ("cosine", 0.55, 0.5),
-        ("cosine", 0.775, 0.5 * (1 + math.cos(0.75 * math.pi))),
-        ("cosine", 1.0, 0.0),
-        ("step", 0.05, 0.051 / 0.101),
-        ("step", 0.49, 1.0),
-        ("step", 0.5, 0.1),
-        ("step", 0.75, 0.01),
-        ("step", 1.0, 0.01),
-    ],
-)
-def test_schedule(schedule: Any, done: float, factor: float) -> None:
-    assert warmup_then(schedule, 0.1, (0.5, 0.75), done) == pytest.approx(factor, abs=1e-12)
+def _loader(faces: dict[str, Tensor]) -> DataLoader[Any]:
+    """Batches of unequal size: a mean of batch means would be another number."""
+    rows = [{name: values[row] for name, values in faces.items()} for row in range(len(faces["label"]))]
+    return DataLoader(rows, batch_size=32)  # type: ignore[arg-type]
 
 
-def test_learning_rate_of_every_step() -> None:
-    module = EmotionClassifier(learning_rate=0.2, warmup=0.0, weights="none")
-    module._trainer = SimpleNamespace(estimated_stepping_batches=4)  # type: ignore[assignment]
-    configured: Any = module.configure_optimizers()
-    optimizer, scheduler = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
-    assert configured["lr_scheduler"]["interval"] == "step"
-    rates = []
-    for _ in range(5):
-        rates.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        scheduler.step()
-    assert rates == pytest.approx([0.2 * 0.5 * (1 + math.cos(math.pi * step / 4)) for step in range(5)], abs=1e-12)
+def _trainer(folder: Path) -> L.Trainer:
+    quiet: Any = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    return L.Trainer(
+        accelerator="cpu", max_epochs=1, enable_checkpointing=False, default_root_dir=folder, barebones=False, **quiet
+    )
 
 
-@pytest.mark.parametrize(("name", "kind"), [("sgd", torch.optim.SGD), ("adamw", torch.optim.AdamW)])
-def test_weight_decay_spares_biases_and_normalisation(name: Any, kind: type) -> None:
-    module = EmotionClassifier(optimizer=name, learning_rate=0.01, weight_decay=0.3)
-    module._trainer = SimpleNamespace(estimated_stepping_batches=4)  # type: ignore[assignment]
-    optimizer = module.configure_optimizers()["optimizer"]  # type: ignore[index, call-overload]
-    assert type(optimizer) is kind
-    decayed, others = optimizer.param_groups
-    assert decayed["weight_decay"] == 0.3 and others["weight_decay"] == 0
-    assert {p.ndim for p in decayed["params"]} == {2, 4} and {p.ndim for p in others["params"]} == {1}
-    assert len(decayed["params"]) + len(others["params"]) == len(list(module.parameters()))
-    if kind is torch.optim.SGD:
-        assert decayed["nesterov"] and decayed["momentum"] == 0.9
+@pytest.mark.parametrize("loss", ["crossentropy", "multi_target"])
+def test_training_logs_its_loss_and_accuracy(loss: Any, tmp_path: Path) -> None:
+    faces = _faces(multi_target=loss == "multi_target")
+    module = _module(loss=loss, label_smoothing=0.2 if loss == "crossentropy" else 0.0)
+    trainer = _trainer(tmp_path)
+    trainer.fit(module, _loader(faces))
+    logits, target = 6 * faces["image"][:, 0, 0, :8], faces["target"]
+    expected = multi_target_loss(logits, target)
+    if loss == "crossentropy":
+        expected = F.cross_entropy(logits, target, label_smoothing=0.2)
+    right = (logits.argmax(dim=1) == target.argmax(dim=1)).float().mean().item()
+    assert 0 < right < 1
+    assert trainer.callback_metrics["train/loss"].item() == pytest.approx(expected.item(), rel=1e-5)
+    assert trainer.callback_metrics["train/acc"].item() == pytest.approx(right)
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+def test_validation_logs_what_a_test_of_the_same_images_reports(mirror: bool, tmp_path: Path) -> None:
+    faces, module = _faces(200), _module(mirror=mirror)
+    logged = _trainer(tmp_path).validate(module, _loader(faces), verbose=False)[0]
+    with torch.no_grad():
+        report = classification_report(module.test_step(faces, 0)["probability"], faces["label"], CLASSES)
+    expected = {f"val/{name}": report[name] for name in ("acc", "macro_f1", "ece", "loss")}
+    expected |= {f"val/recall_{name}": report["recall"][name] for name in CLASSES}
+    assert len(set(report["recall"].values())) > 4 and expected["val/ece"] > 0.01
+    assert logged == pytest.approx(expected, rel=1e-4)
 
 
 def test_mixup_mixes_images_and_targets_alike(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,22 +106,12 @@ def test_mixup_mixes_images_and_targets_alike(monkeypatch: pytest.MonkeyPatch) -
     torch.testing.assert_close(seen["target"].sum(dim=1), torch.ones(16))
 
 
-def test_class_weights_are_inverse_frequencies_with_mean_one() -> None:
-    counts = np.array([10, 20, 5, 5, 40, 10, 5, 5], dtype=np.float64)
-    module = EmotionClassifier(class_weighting=True)
-    module._trainer = SimpleNamespace(datamodule=SimpleNamespace(class_counts=lambda: counts))  # type: ignore[assignment]
-    module.on_fit_start()
-    torch.testing.assert_close(module.class_weight, torch.tensor([1.25, 0.625, 2.5, 2.5, 0.3125, 1.25, 2.5, 2.5]))
-    assert float((module.class_weight * torch.from_numpy(counts)).sum() / counts.sum()) == pytest.approx(1)
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"learning_rate": -1.0}, "learning_rate is -1.0"),
-        ({"label_smoothing": 1.0}, "label_smoothing is 1.0"),
-        ({"warmup": 1.0}, "warmup is 1.0"),
-        ({"loss": "multi_target"}, "takes no label_smoothing"),
+        ({"label_smoothing": 1.0}, r"label_smoothing is 1\.0, expected 0 to 0\.9"),
+        ({"mixup": -1.0}, r"mixup is -1\.0, expected 0 to inf"),
+        ({"loss": "multi_target"}, "loss is multi_target, expected label_smoothing 0 and mixup 0"),
     ],
 )
 def test_impossible_arguments(arguments: dict[str, Any], message: str) -> None:
@@ -134,17 +125,19 @@ def data(label_mode: str = "crossentropy", channels: int = 1) -> Any:
 
 def test_data_that_do_not_fit_are_refused() -> None:
     module = EmotionClassifier()
-    module.check_data(data())
-    module.check_data(data("probability"))
+    module.check(data(), TRAINER)
+    module.check(data("probability"), TRAINER)
     with pytest.raises(ValueError, match=r"label_mode is 'multi_target' and model\.loss is 'crossentropy'"):
-        module.check_data(data("multi_target"))
+        module.check(data("multi_target"), TRAINER)
     with pytest.raises(ValueError, match=r"label_mode is 'majority' and model\.loss is 'multi_target'"):
-        EmotionClassifier(loss="multi_target", label_smoothing=0).check_data(data("majority"))
-    with pytest.raises(ValueError, match=r"model\.in_channels is 1"):
-        module.check_data(data(channels=3))
-    EmotionClassifier(in_channels=3).check_data(data(channels=3))
-    with pytest.raises(ValueError, match="needs a FERPlusDataModule, got a SimpleNamespace"):
-        module.check_data(SimpleNamespace())  # type: ignore[arg-type]
+        EmotionClassifier(loss="multi_target", label_smoothing=0).check(data("majority"), TRAINER)
+    with pytest.raises(ValueError, match=r"model\.in_channels is 1, expected 3"):
+        module.check(data(channels=3), TRAINER)
+    EmotionClassifier(in_channels=3).check(data(channels=3), TRAINER)
+    with pytest.raises(ValueError, match="data is a SimpleNamespace, expected a FERPlusDataModule"):
+        module.check(SimpleNamespace(), TRAINER)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"trainer\.max_epochs and trainer\.max_steps are -1"):
+        module.check(data(), SimpleNamespace(max_epochs=-1, max_steps=-1))  # type: ignore[arg-type]
 
 
 def test_a_handful_of_images_is_learnt() -> None:

@@ -1,5 +1,6 @@
 """DICGANModule: its losses, both updates, schedules and weight averaging counted in batches, and resuming."""
 
+import copy
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,25 +10,25 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, l1_loss, mse_loss
 
 from callbacks.weight_average import WeightAverage
+from commands.train import train
 from datamodules.faces.datamodule import FaceLandmarkDataModule
-from lightning_modules.dicgan import DICGANModule, find_unused_parameters
-from lightning_modules.optimization import Adam
+from lightning_modules.dicgan import DICGANModule
+from lightning_modules.optimization import Optimization
 from models.dic import DIC, normalise
 from models.heatmaps import landmarks_to_heatmaps
 from models.hourglass import FeedbackHourglass
-from models.light_cnn import LightCNN
-from models.losses import GANLoss, HourglassFeatures, dic_losses, discriminator_loss, generator_loss
-from models.pretrained import load_generator
+from models.light_cnn import LightCNN, LightCNNFeatures
+from models.losses import HourglassFeatures, dic_losses
 from storage.checkpoints import CheckpointError, read_checkpoint
+from tests.tiny_runs import config, generator_options, read_csv
 
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "dic_tiny.npz"
 SMALL = {"num_features": 4, "num_steps": 2, "num_groups": 1, "num_fusion_blocks": 1, "hourglass_features": 8}
-ADAM = Adam(learning_rate=1e-3, milestones=(2, 4))
+ADAM = Optimization(lr=1e-3, schedule="multistep", milestones=(2, 4))
 
 
 def _module(**settings: Any) -> DICGANModule:
@@ -95,6 +96,7 @@ def test_published_losses_but_for_the_repeated_step() -> None:
 def test_terms_of_a_batch_and_their_weights(tiny_faces: Path, tmp_path: Path) -> None:
     module, data = _module(adversarial_weight=0.3, perceptual_weight=0.2), _data(tiny_faces)
     data.setup("fit")
+    batch = data.on_after_batch_transfer(next(iter(data.train_dataloader())), 0)
     before = {name: value.clone() for name, value in module.state_dict().items()}
     trainer = _trainer(tmp_path, limit_train_batches=1, max_epochs=1)
     trainer.fit(module, data)
@@ -102,7 +104,6 @@ def test_terms_of_a_batch_and_their_weights(tiny_faces: Path, tmp_path: Path) ->
 
     old = _module()
     old.load_state_dict(before)
-    batch = data.on_after_batch_transfer(next(iter(data.train_dataloader())), 0)
     target = normalise(batch["hr"].float() / 255)
     images, heatmaps = old(batch["lr"])
     ones, zeros = torch.ones(4, 1), torch.zeros(4, 1)
@@ -125,12 +126,12 @@ def test_terms_of_a_batch_and_their_weights(tiny_faces: Path, tmp_path: Path) ->
     )
 
 
-@pytest.mark.parametrize("perceptual", ["hourglass", "none"])
+@pytest.mark.parametrize("perceptual_weight", [0.1, 0.0])
 def test_both_learn_the_hourglass_does_not_and_all_is_counted_in_batches(
-    perceptual: str, tiny_faces: Path, tmp_path: Path
+    perceptual_weight: float, tiny_faces: Path, tmp_path: Path
 ) -> None:
     """Whether or not the hourglass is also the perceptual network, which is frozen for itself."""
-    watch, module = Watch(), _module(perceptual=perceptual)
+    watch, module = Watch(), _module(perceptual_weight=perceptual_weight)
     start, opponent = _weights(module.net), _weights(module.discriminator)
     _trainer(tmp_path, watch).fit(module, _data(tiny_faces))
     assert watch.steps == [1, 2, 3, 4, 5, 6]
@@ -162,7 +163,7 @@ def test_averaged_weights_validate_are_saved_and_survive_resuming(tiny_faces: Pa
     for name, value in watch.discriminator[-1].items():  # the discriminator is not averaged
         assert torch.equal(value, trainer.lightning_module.discriminator.get_parameter(name))  # type: ignore[union-attr]
     trainer.save_checkpoint(tmp_path / "end.ckpt")
-    loaded = load_generator(tmp_path / "end.ckpt")
+    loaded = DIC.from_checkpoint(tmp_path / "end.ckpt")
     for name, value in loaded.named_parameters():
         torch.testing.assert_close(value, average[name], atol=1e-7, rtol=1e-5)
 
@@ -181,70 +182,99 @@ def test_averaged_weights_validate_are_saved_and_survive_resuming(tiny_faces: Pa
     assert all(torch.equal(value, loaded.get_parameter(name)) for name, value in module.net.named_parameters())
 
 
-def test_a_generator_that_nobody_has_trained_is_warned_of(tiny_faces: Path, tmp_path: Path) -> None:
-    with pytest.warns(
-        UserWarning, match="nobody has trained this generator, and its hourglass will not be trained here"
-    ):
-        _trainer(tmp_path, max_epochs=1).fit(_module(), _data(tiny_faces))
+def test_an_untrained_generator_is_warned_of(tiny_faces: Path, tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match=r"starts untrained, and this stage never trains its hourglass: pass model\."):
+        _trainer(tmp_path, max_epochs=1, limit_train_batches=1).fit(_module(), _data(tiny_faces))
 
 
-@pytest.mark.parametrize("gan_loss", ["least_squares", "hinge"])
-def test_other_games(gan_loss: GANLoss, tiny_faces: Path, tmp_path: Path) -> None:
-    module, data = _module(gan_loss=gan_loss, perceptual="none"), _data(tiny_faces)
-    trainer = _trainer(tmp_path, max_epochs=1, limit_train_batches=1)
-    trainer.fit(module, data)
-    old = _module()
-    batch = data.on_after_batch_transfer(next(iter(data.train_dataloader())), 0)
-    logits = old.discriminator(old(batch["lr"])[0][-1])
-    logged = trainer.callback_metrics
-    assert "train/g/perceptual" not in logged
-    assert logged["train/g/adversarial"].item() == pytest.approx(generator_loss(gan_loss, logits).item(), rel=1e-4)
-    expected = discriminator_loss(gan_loss, logits, real=False).item()
-    assert logged["train/d/fake"].item() == pytest.approx(expected, rel=1e-4)
+class Edges(nn.Module):
+    """Features that own no part of the generator."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        return image.diff(dim=-1)
 
 
-def test_perceptual_network_may_come_from_a_file(tmp_path: Path) -> None:
-    torch.manual_seed(1)
-    hourglass, light_cnn = FeedbackHourglass(16), LightCNN(64)
-    torch.save(hourglass.state_dict(), tmp_path / "hourglass.pth")
+def test_three_batches_equal_a_loop_written_by_hand(tiny_faces: Path, tmp_path: Path) -> None:
+    module = _module(perceptual=Edges(), perceptual_weight=0.2, adversarial_weight=0.3)
+    net, opponent = copy.deepcopy(module.net), copy.deepcopy(module.discriminator)
+    hourglass = _weights(net.HG)
+    batches: list[dict[str, Tensor]] = []
+
+    class Collect(L.Callback):
+        def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, *_: object) -> None:
+            batches.append(batch)
+
+    _trainer(tmp_path, Collect(), max_epochs=1).fit(module, _data(tiny_faces))
+
+    learnt = [value for name, value in net.named_parameters() if not name.startswith("HG.")]
+    generator, discriminator = torch.optim.Adam(learnt, 1e-3), torch.optim.Adam(opponent.parameters(), 1e-3)
+    ones, zeros = torch.ones(4, 1), torch.zeros(4, 1)
+    for number, batch in enumerate(batches):
+        if number == 2:
+            generator.param_groups[0]["lr"] = discriminator.param_groups[0]["lr"] = 5e-4
+        target = normalise(batch["hr"].float() / 255).contiguous(memory_format=torch.channels_last)
+        images, heatmaps = net(normalise(batch["lr"]))
+        pixel, heatmap = dic_losses(images, heatmaps, target, batch["heatmaps"])
+        edges = l1_loss(images[-1].diff(dim=-1), target.diff(dim=-1))
+        fooled = binary_cross_entropy_with_logits(opponent(images[-1]), ones)
+        generator.zero_grad()
+        (pixel + 0.1 * heatmap + 0.2 * edges + 0.3 * fooled).backward()
+        generator.step()
+        discriminator.zero_grad()
+        real, fake = opponent(target), opponent(images[-1].detach())
+        (binary_cross_entropy_with_logits(real, ones) + binary_cross_entropy_with_logits(fake, zeros)).backward()
+        discriminator.step()
+    assert len(batches) == 3
+    for ours, by_hand in ((module.net, net), (module.discriminator, opponent)):
+        expected = _weights(by_hand)
+        for name, value in _weights(ours).items():
+            torch.testing.assert_close(value, expected[name], atol=1e-5, rtol=0)
+    assert all(torch.equal(value, hourglass[name]) for name, value in _weights(module.net.HG).items())
+
+
+def test_perceptual_network_may_be_chosen_or_left_out(tiny_faces: Path, tmp_path: Path) -> None:
+    light_cnn = LightCNN(64)
     torch.save(light_cnn.state_dict(), tmp_path / "lightcnn.pth")
+    module = _module(perceptual=LightCNNFeatures.from_checkpoint(tmp_path / "lightcnn.pth"))
     image = torch.rand(1, 3, 64, 64)
-    found = _module(perceptual="hourglass", perceptual_weights=str(tmp_path / "hourglass.pth"))._features[0]
-    assert torch.equal(found(image)[1], HourglassFeatures(hourglass)(image)[1])  # type: ignore[misc]
-    module = _module(perceptual="lightcnn", perceptual_weights=str(tmp_path / "lightcnn.pth"))
-    assert torch.equal(module._features[0](image), light_cnn.features(image))  # type: ignore[misc]
+    assert torch.equal(module._features[0](image), light_cnn.features(image))
     assert not any("features" in key for key in module.state_dict() if not key.startswith("discriminator."))
+    trainer = _trainer(tmp_path, max_epochs=1, limit_train_batches=1)
+    trainer.fit(_module(perceptual_weight=0.0), _data(tiny_faces))
+    assert "train/g/perceptual" not in trainer.callback_metrics and "train/g/total" in trainer.callback_metrics
+
+
+def test_perceptual_network_of_the_command_line_trains_and_resumes(tiny_faces: Path, tmp_path: Path) -> None:
+    torch.save(LightCNN(64).state_dict(), tmp_path / "LightCNN_feature.pth")
+    features = ["--model.perceptual=models.light_cnn.LightCNNFeatures.from_checkpoint"]
+    features += [f"--model.perceptual.path={tmp_path / 'LightCNN_feature.pth'}"]
+    options = [*generator_options(tiny_faces, "dicgan"), f"--runs={tmp_path / 'runs'}"]
+    run = train([*config("generator/dicgan_small"), *options, *features])
+    assert train(["--resume", str(run), "--trainer.max_epochs=2"]) == run
+    assert {row["epoch"] for row in read_csv(run / "metrics.csv") if row["val/psnr_y"]} == {"0", "1"}
 
 
 def test_impossible_settings_are_refused(tiny_faces: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="adversarial_weight must not be negative, got -1"):
+    with pytest.raises(ValueError, match=r"adversarial_weight is -1\.0, expected 0 or more"):
         _module(adversarial_weight=-1.0)
-    with pytest.raises(ValueError, match="lightcnn needs perceptual_weights"):
-        _module(perceptual="lightcnn")
-    with pytest.raises(ValueError, match="perceptual none takes no perceptual_weights, got x"):
-        _module(perceptual="none", perceptual_weights="x")
     torch.save(FeedbackHourglass(8).state_dict(), tmp_path / "hourglass.pth")
-    with pytest.raises(CheckpointError, match="seems to hold a feedback hourglass; needed is a DIC generator"):
+    with pytest.raises(CheckpointError, match=r"initial_weights is .*hourglass\.pth.*expected a DIC generator"):
         _module(initial_weights=str(tmp_path / "hourglass.pth"))
-    with pytest.raises(ValueError, match=r"trainer\.precision is 16-mixed.*use bf16-mixed"):
-        _module().check_trainer(SimpleNamespace(precision="16-mixed"))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"decay is 1\.5"):
         WeightAverage(1.5)
     other = FaceLandmarkDataModule(str(tiny_faces), str(tiny_faces), hr_size=128)
-    with pytest.raises(ValueError, match=r"discriminator is for images of 64 px, data\.hr_size is 128"):
-        _module().check_data(other)
+    with pytest.raises(ValueError, match=r"discriminator\.size is 64, expected data\.hr_size, 128"):
+        _module().check(other, _trainer(tmp_path))
 
 
 @pytest.mark.parametrize(
-    ("strategy", "expected"),
-    [
-        (DDPStrategy(), True),
-        (DDPStrategy(find_unused_parameters=False), True),
-        (DDPStrategy(static_graph=True), None),
-        (SingleDeviceStrategy(), None),
-    ],
+    ("setting", "value"), [("precision", "16-mixed"), ("gradient_clip_val", 1.0), ("accumulate_grad_batches", 2)]
 )
-def test_ddp_expects_parameters_without_gradients(strategy: Strategy, expected: bool | None) -> None:
-    """Its settings are private in Lightning; whether they still do what they say, test_ddp.py tries."""
-    find_unused_parameters(strategy)
-    assert getattr(strategy, "_ddp_kwargs", {}).get("find_unused_parameters") == expected
+def test_trainers_that_do_not_fit_are_refused(setting: str, value: Any, tiny_faces: Path) -> None:
+    settings = {"precision": "32-true", "gradient_clip_val": None, "accumulate_grad_batches": 1}
+    trainer: Any = SimpleNamespace(**settings, max_epochs=1, max_steps=-1, strategy=None)
+    module, data = _module(), _data(tiny_faces)
+    module.check(data, trainer)
+    setattr(trainer, setting, value)
+    with pytest.raises(ValueError, match=rf"trainer\.{setting} is {value}, expected"):
+        module.check(data, trainer)

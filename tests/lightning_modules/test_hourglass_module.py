@@ -1,6 +1,8 @@
 """HourglassModule: the sum over calls with a hidden state, its metrics, and a checkpoint that the next stage takes."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import lightning as L
 import pytest
@@ -10,12 +12,11 @@ from torch.nn.functional import mse_loss
 from datamodules.faces.datamodule import FaceLandmarkDataModule
 from lightning_modules.dic import DICModule
 from lightning_modules.hourglass import HourglassModule
-from lightning_modules.optimization import Adam
+from lightning_modules.optimization import Optimization
 from metrics.landmarks import nme_interocular
 from models.dic import DIC, normalise
 from models.heatmaps import heatmaps_to_landmarks
 from models.hourglass import FeedbackHourglass
-from models.pretrained import load_hourglass
 
 
 def _data(faces: Path) -> FaceLandmarkDataModule:
@@ -40,12 +41,15 @@ def test_loss_is_summed_over_calls_that_hand_on_their_state(tiny_faces: Path) ->
     assert not torch.allclose(first, second)
     module.log_dict = lambda *_, **__: None  # type: ignore[method-assign, assignment]
     module.start_sigma = 1.0
+    module._trainer = SimpleNamespace(datamodule=data)  # type: ignore[assignment]
     assert module.training_step(batch, 0).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_trains_validates_and_hands_its_network_on(tiny_faces: Path, tmp_path: Path) -> None:
     L.seed_everything(0, verbose=False)
-    module, data = HourglassModule(FeedbackHourglass(8), 2, optimizer=Adam(3e-3, "onecycle")), _data(tiny_faces)
+    onecycle = Optimization(lr=3e-3, schedule="onecycle", warmup=0.1)
+    module, data = HourglassModule(FeedbackHourglass(8), 2, optimizer=onecycle), _data(tiny_faces)
+    data.batch_size = 5  # the last batch of validation has two faces: a mean of batch means would be another number
     trainer = _trainer(tmp_path, max_epochs=30, check_val_every_n_epoch=30, enable_checkpointing=False)
     trainer.fit(module, data)
     untrained = FeedbackHourglass(8)
@@ -57,16 +61,19 @@ def test_trains_validates_and_hands_its_network_on(tiny_faces: Path, tmp_path: P
         with torch.no_grad():
             maps = module(batch["hr"])[-1]
             start = untrained(normalise(batch["hr"].float() / 255))[0]
-        losses.append((mse_loss(maps, batch["heatmaps"]), mse_loss(start, batch["heatmaps"])))
+        losses += [(mse_loss(m, t), mse_loss(s, t)) for m, s, t in zip(maps, start, batch["heatmaps"], strict=True)]
         errors.append(nme_interocular(4 * heatmaps_to_landmarks(maps, subpixel=False), batch["landmarks"]))
     assert logged["val/heatmap"] == pytest.approx(torch.stack([loss for loss, _ in losses]).mean().item(), rel=1e-4)
     assert logged["val/nme_interocular_argmax"] == pytest.approx(torch.cat(errors).mean().item(), rel=1e-4)
     assert logged["val/heatmap"] < 0.7 * torch.stack([loss for _, loss in losses]).mean().item()
 
     trainer.save_checkpoint(tmp_path / "hourglass.ckpt")
-    loaded, trained = load_hourglass(tmp_path / "hourglass.ckpt").state_dict(), module.net.state_dict()
+    loaded, trained = (
+        FeedbackHourglass.from_checkpoint(tmp_path / "hourglass.ckpt").state_dict(),
+        module.net.state_dict(),
+    )
     assert list(loaded) == list(trained) and all(torch.equal(loaded[key], trained[key]) for key in loaded)
-    started = DICModule(DIC(4, 2, 1, 1, 8), initial_weights=str(tmp_path / "hourglass.ckpt")).net.HG.state_dict()
+    started = DICModule(DIC(4, 2, 1, 1, 8), hourglass_weights=str(tmp_path / "hourglass.ckpt")).net.HG.state_dict()
     assert all(torch.equal(started[key], trained[key]) for key in trained)
 
 
@@ -87,15 +94,20 @@ def test_gaussians_narrow_to_the_width_of_the_data_in_half_of_the_training(
     assert widths == pytest.approx([start / 4 ** (step / 6) for step in range(6)] + [final] * 6)
 
 
-def test_gaussians_that_would_widen_are_refused(tiny_faces: Path) -> None:
-    data = _data(tiny_faces)
+def test_data_and_trainers_that_do_not_fit_are_refused(tiny_faces: Path) -> None:
+    data, endless = _data(tiny_faces), SimpleNamespace(max_epochs=-1, max_steps=-1)
+    module: Any = HourglassModule(FeedbackHourglass(8), start_sigma=8.0)
+    with pytest.raises(ValueError, match=r"trainer\.max_epochs and trainer\.max_steps are -1"):
+        module.check(data, endless)
+    data.heatmap_sigma = 8.0
+    module.check(data, endless)
     data.heatmap_sigma = 9.0
-    with pytest.raises(ValueError, match=r"start_sigma is 8\.0, below data\.heatmap_sigma, 9\.0"):
-        HourglassModule(FeedbackHourglass(8), start_sigma=8.0).check_data(data)
+    with pytest.raises(ValueError, match=r"start_sigma is 8\.0, expected at least data\.heatmap_sigma, 9\.0"):
+        module.check(data, endless)
 
 
 def test_impossible_settings_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"start_sigma is 0\.5; at least 1"):
+    with pytest.raises(ValueError, match=r"start_sigma is 0\.5, expected at least 1"):
         HourglassModule(FeedbackHourglass(8), start_sigma=0.5)
-    with pytest.raises(ValueError, match="num_steps is 0; at least 1"):
+    with pytest.raises(ValueError, match="num_steps is 0, expected at least 1"):
         HourglassModule(FeedbackHourglass(8), num_steps=0)

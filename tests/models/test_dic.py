@@ -216,7 +216,7 @@ def test_unusable_inputs_are_named(tiny: DIC, shape: tuple[int, ...]) -> None:
     ],
 )
 def test_impossible_sizes_are_named(argument: str, value: int) -> None:
-    with pytest.raises(ValueError, match=rf"{argument.removeprefix('hourglass_')}.* is {value};"):
+    with pytest.raises(ValueError, match=rf"{argument.removeprefix('hourglass_')}.* is {value}, expected"):
         DIC(**(TINY | {argument: value}))
 
 

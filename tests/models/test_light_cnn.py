@@ -10,7 +10,6 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from models.dic import DIC
 from models.light_cnn import LightCNN, LightCNNFeatures
-from models.pretrained import load_light_cnn_features
 from storage.checkpoints import CheckpointError
 from tests.models.hash_weights import hash_uniform
 
@@ -47,10 +46,14 @@ def test_keys_and_shapes_are_the_published_ones(name: str, network: type[LightCN
 
 def test_other_sizes() -> None:
     assert LightCNN(384)(torch.zeros(1, 3, 384, 384)).shape == (1, 1)
-    with pytest.raises(ValueError, match="size is 100; a positive multiple of 16"):
+    with pytest.raises(ValueError, match="size is 100, expected a positive multiple of 16"):
         LightCNN(100)
-    with pytest.raises(ValueError, match=r"built for 64x64 images; got shape \(1, 3, 128, 128\)"):
+    with pytest.raises(ValueError, match=r"shape \(1, 3, 128, 128\), expected 64x64"):
         LightCNN(64)(torch.zeros(1, 3, 128, 128))
+
+
+def test_pooling_rounds_sides_up() -> None:
+    assert LightCNNFeatures()(torch.zeros(1, 3, 100, 100)).shape == (1, 128, 7, 7)
 
 
 def test_features_from_files(net: LightCNN, tmp_path: Path) -> None:
@@ -59,8 +62,8 @@ def test_features_from_files(net: LightCNN, tmp_path: Path) -> None:
     torch.save(net.state_dict(), tmp_path / "discriminator.pth")
     image = torch.rand(1, 3, 32, 32)
     for name in ("feature.pth", "discriminator.pth"):
-        loaded = load_light_cnn_features(tmp_path / name)
+        loaded = LightCNNFeatures.from_checkpoint(tmp_path / name)
         assert torch.equal(loaded(image), net.features(image)) and not loaded.training
     torch.save(DIC(4, 1, 1, 0, 8).state_dict(), tmp_path / "dic.pth")
-    with pytest.raises(CheckpointError, match="seems to hold a DIC generator; needed is the features of LightCNN or"):
-        load_light_cnn_features(tmp_path / "dic.pth")
+    with pytest.raises(CheckpointError, match="seems to hold a DIC generator, expected the features of LightCNN or"):
+        LightCNNFeatures.from_checkpoint(tmp_path / "dic.pth")

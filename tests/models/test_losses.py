@@ -1,24 +1,91 @@
-"""The three adversarial games, against numbers worked out by hand."""
+"""Losses against PyTorch's own, against numbers worked out by hand, and the features that are compared."""
 
 import math
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models import vgg19
 
-from models.losses import GANLoss, discriminator_loss, generator_loss
-
-LOGITS = torch.tensor([[0.0], [math.log(3.0)]])  # probabilities 1/2 and 3/4
-
-
-@pytest.mark.parametrize(
-    ("kind", "real", "fake", "generator"),
-    [
-        ("vanilla", math.log(8 / 3) / 2, math.log(8.0) / 2, math.log(8 / 3) / 2),
-        ("least_squares", (1 + (math.log(3) - 1) ** 2) / 2, math.log(3) ** 2 / 2, (1 + (math.log(3) - 1) ** 2) / 2),
-        ("hinge", 0.5, (1 + 1 + math.log(3)) / 2, -math.log(3) / 2),
-    ],
+from models.dic import normalise
+from models.hourglass import FeedbackHourglass
+from models.losses import (
+    HourglassFeatures,
+    VGG19Features,
+    adversarial_loss,
+    dic_losses,
+    multi_target_loss,
+    perceptual_loss,
+    soft_cross_entropy,
 )
-def test_losses(kind: GANLoss, real: float, fake: float, generator: float) -> None:
-    assert discriminator_loss(kind, LOGITS, real=True).item() == pytest.approx(real)
-    assert discriminator_loss(kind, LOGITS, real=False).item() == pytest.approx(fake)
-    assert generator_loss(kind, LOGITS).item() == pytest.approx(generator)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_soft_cross_entropy_is_pytorchs(smoothing: float) -> None:
+    logits = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
+    targets = torch.rand(5, 8, generator=torch.Generator().manual_seed(1)).softmax(dim=1)
+    expected = F.cross_entropy(logits, targets, label_smoothing=smoothing)
+    torch.testing.assert_close(soft_cross_entropy(logits, targets, smoothing), expected)
+    torch.testing.assert_close(soft_cross_entropy(logits, 10 * targets, smoothing), expected)  # votes, not shares
+
+
+def test_multi_target_loss_takes_the_best_accepted_class() -> None:
+    # Probabilities 0.6, 0.3 and 0.1 (the other five: none); the second and third class are accepted.
+    probabilities = torch.tensor([[0.6, 0.3, 0.1] + [1e-9] * 5])
+    targets = torch.tensor([[0.001, 1.0, 1.0] + [0.001] * 5])
+    assert multi_target_loss(probabilities.log(), targets).item() == pytest.approx(-math.log(0.3), abs=1e-5)
+    # An unaccepted class with nearly all of the probability counts a thousandth.
+    probabilities = torch.tensor([[1 - 1e-6, 1e-6] + [1e-9] * 6])
+    targets = torch.tensor([[0.001, 1.0] + [0.001] * 6])
+    assert multi_target_loss(probabilities.log(), targets).item() == pytest.approx(-math.log(0.001), abs=1e-4)
+
+
+def test_losses_are_sums_over_steps_of_means() -> None:
+    target, maps = torch.zeros(2, 3, 4, 4), torch.zeros(2, 68, 1, 1)
+    pixel, heatmap = dic_losses([target + 0.5, target - 0.25], [maps + 2, maps + 1], target, maps)
+    assert pixel.item() == 0.75 and heatmap.item() == 5.0
+
+
+def test_adversarial_loss_is_the_cross_entropy_of_the_probability() -> None:
+    logits = torch.tensor([[0.0], [math.log(3.0)]])  # probabilities 1/2 and 3/4
+    assert adversarial_loss(logits, real=True).item() == pytest.approx(math.log(8 / 3) / 2)
+    assert adversarial_loss(logits, real=False).item() == pytest.approx(math.log(8.0) / 2)
+
+
+class Halves(nn.Module):
+    """Two feature maps, the second twice the first."""
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        return [image, 2 * image]
+
+
+def test_loss_is_the_sum_of_the_mean_distances_and_reaches_the_image_alone() -> None:
+    image, target = torch.zeros(1, 3, 8, 8, requires_grad=True), torch.ones(1, 3, 8, 8, requires_grad=True)
+    loss = perceptual_loss(Halves(), image, target)
+    assert loss.item() == 3.0
+    loss.backward()
+    assert image.grad is not None and target.grad is None
+    assert image.grad.sum().item() == pytest.approx(-3.0)
+
+
+def test_hourglass_features_are_those_of_its_first_call() -> None:
+    torch.manual_seed(0)
+    hourglass, image = FeedbackHourglass(8), torch.randn(2, 3, 64, 64)
+    shallow, deep = HourglassFeatures(hourglass)(image)
+    heatmaps, hidden = hourglass(image)
+    assert torch.equal(shallow, hourglass.pre_conv_block(image))
+    assert torch.equal(deep[:, 8:], hidden) and torch.equal(hourglass.hg_conv_out(deep[:, :8]), heatmaps)
+
+
+def test_vgg_sees_what_torchvision_prescribes() -> None:
+    torch.manual_seed(0)
+    features = VGG19Features(pretrained=False)
+    reference = vgg19(weights=None)
+    reference.features[:35].load_state_dict(features.layers.state_dict())
+    image = torch.rand(1, 3, 64, 64)
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    expected = reference.features[:35]((image - mean.view(1, 3, 1, 1)) / std.view(1, 3, 1, 1))
+    found = features(normalise(image))
+    assert isinstance(features.layers[-1], nn.Conv2d) and found.shape == (1, 512, 4, 4)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-4)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import wandb
 
-from run_state.wandb_run import run_id, wandb_mode
+from run_state.wandb_run import make_wandb_logger, run_id, wandb_mode
 
 
 @pytest.fixture(autouse=True)
@@ -43,6 +43,19 @@ def test_wandb_mode(
     for name, value in ({"NETRC": str(tmp_path / "netrc")} | environment).items():
         monkeypatch.setenv(name, value)
     assert wandb_mode() == mode
+
+
+def test_without_a_key_a_run_really_is_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """W&B has looked for a key by then, and would go online by itself."""
+    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    mode = wandb_mode()
+    assert mode == "offline"
+    logger = make_wandb_logger(tmp_path, "experiment", "train", ["x"], mode)
+    try:
+        assert logger.experiment.offline and list((tmp_path / "wandb").glob("offline-run-*"))
+    finally:
+        wandb.finish()
 
 
 def test_online_without_a_key_is_an_error_and_no_question(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
