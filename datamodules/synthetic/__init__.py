@@ -6,5 +6,5 @@ SYNTHETIC_MARKER = "SYNTHETIC"  # a file of this name marks a folder of generate
 
 
 def is_synthetic(root: str | Path) -> bool:
-    """Whether the data in ``root`` were generated; every figure made from them has to say so."""
+    """Return whether the data in `root` were generated."""
     return any((folder / SYNTHETIC_MARKER).is_file() for folder in (Path(root), Path(root).resolve().parent))

@@ -1,4 +1,4 @@
-"""`python -m datamodules.synthetic --root DIR` writes the built-in data."""
+"""`python -m datamodules.synthetic --root DIR` writes the built-in data; `--help` lists how much of it."""
 
 from datamodules.synthetic.writing import main
 

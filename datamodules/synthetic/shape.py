@@ -1,10 +1,9 @@
-"""The geometry of the synthetic faces: a parametric head in three dimensions and its 68 landmarks.
+"""Geometry of the drawn faces: a parametric head in three dimensions and its 68 landmarks.
 
 A face is described in face units: 1 is half the width of the face at the ears, x points to the right of the image, y
 down, z to the viewer, and the origin lies between the eyes. The head (who it is) and the expression (what it does)
 give 68 points in these units; the pose (how it is seen) projects them, and anything else that is attached to the face,
-to the image. The landmarks are therefore exact: the renderer draws from the same points. "Left" and "right" are those
-of the image.
+to the image. The landmarks are exact because the faces are drawn from them. "Left" and "right" are those of the image.
 
 The order of the 68 points is that of iBUG 300-W (Sagonas et al. 2013): 0-16 jaw, 17-26 brows, 27-35 nose, 36-47 eyes,
 48-59 outer and 60-67 inner lips. The expressions are built from movements in the spirit of the action units of
@@ -38,14 +37,14 @@ class Head:
     jaw_power: float = 0.85  # below 1 a square jaw, 1 an ellipse
     depth: float = 1.0
     eye_x: float = 0.42
-    eye_width: float = 0.14
+    eye_width: float = 0.18
     eye_open: float = 1.0
     eye_tilt: float = 0.0  # outer corner up
     brow_y: float = -0.29
     brow_arch: float = 0.07
     nose_y: float = 0.78
     nose_width: float = 0.19
-    mouth_y: float = 1.07
+    mouth_y: float = 1.08
     mouth_width: float = 0.36
     lip: float = 1.0
     skull: float = 1.42  # from the eyes to the top of the head
@@ -129,30 +128,20 @@ _PROTOTYPES: dict[str, tuple[Expression, Expression]] = {
     ),
 }  # fmt: skip
 
+# How far people are from the mean head, as standard deviations in the order of Head's fields.
+_HEAD_SPREAD = (0.07, 0.07, 0.1, 0.018, 0.012, 0.14, 0.012, 0.025, 0.02, 0.04, 0.022, 0.03, 0.025, 0.16, 0.05)
+
 # How far a resting face is from the prototype, as standard deviations in the order of Expression's fields.
 _RESTING_SPREAD = (0.02, 0.02, 0.012, 0.1, 0.08, 0.014, 0.014, 0.04, 0.012, 0.008, 0.1, 0.06)
 
 
 def sample_head(rng: np.random.Generator) -> Head:
     """Draw a person; always the same number of draws."""
-    n = rng.standard_normal(15).clip(-2.2, 2.2)
-    return Head(
-        length=1.62 + 0.07 * n[0],
-        jaw_power=0.85 + 0.07 * n[1],
-        depth=1.0 + 0.1 * n[2],
-        eye_x=0.42 + 0.018 * n[3],
-        eye_width=0.14 + 0.01 * n[4],
-        eye_open=1.0 + 0.14 * n[5],
-        eye_tilt=0.012 * n[6],
-        brow_y=-0.29 + 0.025 * n[7],
-        brow_arch=0.07 + 0.02 * n[8],
-        nose_y=0.78 + 0.04 * n[9],
-        nose_width=0.19 + 0.022 * n[10],
-        mouth_y=1.08 + 0.03 * n[11] + 0.03 * n[0] + 0.025 * n[9],
-        mouth_width=0.36 + 0.025 * n[12],
-        lip=1.0 + 0.16 * n[13],
-        skull=1.42 + 0.05 * n[14],
-    )
+    n = rng.standard_normal(len(_HEAD_SPREAD)).clip(-2.2, 2.2)
+    mean = Head()
+    values = dict(zip(vars(mean), np.array(list(vars(mean).values())) + n * _HEAD_SPREAD, strict=True))
+    values["mouth_y"] += 0.03 * n[0] + 0.025 * n[9]  # with the chin and the nose
+    return Head(**values)
 
 
 def sample_expression(emotion: str, intensity: float, rng: np.random.Generator) -> Expression:
@@ -160,16 +149,9 @@ def sample_expression(emotion: str, intensity: float, rng: np.random.Generator) 
 
     Args:
         emotion: One of the eight classes.
-        intensity: 0 (nothing is to be seen) to 1 (full).
+        intensity: 0 (not to be seen) to 1 (full).
         rng: Source of the variant shown, of the strength of each movement and of the face's habits.
-
-    Raises:
-        ValueError: If the emotion is unknown or the intensity is not in [0, 1].
     """
-    if emotion not in _PROTOTYPES:
-        raise ValueError(f"emotion is {emotion!r}; allowed are {', '.join(_PROTOTYPES)}")
-    if not 0.0 <= intensity <= 1.0:
-        raise ValueError(f"intensity is {intensity!r}; it must lie in [0, 1]")
     prototype = _PROTOTYPES[emotion][int(rng.integers(2))]
     movements = np.array(list(vars(prototype).values()))
     gains = rng.uniform(0.75, 1.25, movements.size)
@@ -195,21 +177,13 @@ def sample_pose(rng: np.random.Generator) -> Pose:
 
 
 def face_landmarks(head: Head, expression: Expression) -> Points:
-    """The 68 landmarks of an expression on a head, K,3, face units."""
-    points = np.concatenate(
-        [_jaw(head, expression), _brows(head, expression), _nose(head, expression), _eyes(head, expression),
-         _mouth(head, expression)]
-    )  # fmt: skip
-    lifted = np.column_stack([points, surface_depth(points, head)])
+    """Return the 68 landmarks of an expression on a head, K,3, face units."""
+    x, y = np.concatenate([part(head, expression) for part in (_jaw, _brows, _nose, _eyes, _mouth)]).T
+    lifted = np.column_stack([x, y, head.depth * (0.62 - 0.55 * x**2 - 0.12 * (y - 0.7) ** 2)])
     lifted[27:31, 2] += head.depth * np.array([0.0, 0.08, 0.17, 0.27])
     lifted[31:36, 2] += head.depth * np.array([0.05, 0.1, 0.13, 0.1, 0.05])
     lifted[36:48, 2] -= 0.04
     return lifted
-
-
-def surface_depth(points: Points, head: Head) -> Points:
-    """Height z of the smooth face, without the nose, above points N,2 in face units."""
-    return head.depth * (0.62 - 0.55 * points[:, 0] ** 2 - 0.12 * (points[:, 1] - 0.7) ** 2)
 
 
 def project(points: Points, pose: Pose) -> Points:
@@ -254,8 +228,8 @@ def _nose(head: Head, expression: Expression) -> Points:
 
 
 def _eyes(head: Head, expression: Expression) -> Points:
-    upper = 0.08 * head.eye_open * (1 + expression.lid_upper)
-    lower = 0.045 * head.eye_open * (1 - 0.7 * min(expression.lid_lower, 1.0))
+    upper = 0.09 * head.eye_open * (1 + expression.lid_upper)
+    lower = 0.05 * head.eye_open * (1 - 0.7 * min(expression.lid_lower, 1.0))
     along = head.eye_width * np.array([-1.0, -0.34, 0.34, 1.0, 0.34, -0.34])
     tilt = head.eye_tilt * np.array([-1.0, -0.4, 0.4, 1.0, 0.4, -0.4])
     left = np.column_stack([along - head.eye_x, np.array([0.0, -upper, -upper, 0.02, lower, lower]) + tilt])

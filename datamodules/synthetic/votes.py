@@ -64,14 +64,8 @@ class Sample:
     votes: tuple[int, ...]
 
 
-def plan_split(split: Split, counts: Mapping[str, int], seed: int) -> list[Sample]:
-    """Decide on every image of a split; the same arguments give the same plan.
-
-    Args:
-        split: Which one.
-        counts: Number of images of each split, at least MIN_IMAGES.
-        seed: At least 0.
-    """
+def plan_split(split: Split, counts: Mapping[Split, int], seed: int) -> list[Sample]:
+    """Decide on every image of a split, given the number of images of each, at least `MIN_IMAGES`."""
     stream = _STREAMS[split]
     rng = np.random.default_rng((seed, _PLAN_STREAM + stream))
     contents = _contents(counts[split])
@@ -85,7 +79,7 @@ def plan_split(split: Split, counts: Mapping[str, int], seed: int) -> list[Sampl
         return samples
     train = [sample for sample in plan_split("train", counts, seed) if sample.content == "face"]
     replaceable = [sample.index for sample in samples if sample.intensity < 1.0 and sample.content == "face"]
-    count = min(max(1, round(_DUPLICATE_SHARE * len(samples))), len(replaceable), len(train))
+    count = min(max(1, round(_DUPLICATE_SHARE * len(samples))), len(train))
     chosen = rng.choice(len(train), count, replace=False)
     for index, other in zip(rng.choice(replaceable, count, replace=False), chosen, strict=True):
         original = train[other]
@@ -96,7 +90,7 @@ def plan_split(split: Split, counts: Mapping[str, int], seed: int) -> list[Sampl
 
 
 def _contents(count: int) -> list[tuple[Content, int, bool]]:
-    """Content, class and whether it is a clear case, for every image of a split, sorted."""
+    """Return content, class and whether it is a clear case for every image of a split, sorted."""
     nothing, unclear = max(1, round(_NOTHING_SHARE * count)), max(1, round(_UNCLEAR_SHARE * count))
     clear = _CLEAR_PER_CLASS * len(CLASSES)
     wanted = _FREQUENCY / _FREQUENCY.sum() * (count - nothing - unclear)
@@ -114,7 +108,7 @@ def _contents(count: int) -> list[tuple[Content, int, bool]]:
 
 
 def _clear_votes(label: int, rng: np.random.Generator) -> tuple[int, ...]:
-    """At least eight of ten votes for a class."""
+    """Draw ten votes, at least eight of them for one class."""
     dissent = int(rng.integers(0, 3))
     votes = np.zeros(len(CLASSES) + 2, dtype=int)
     votes[: len(CLASSES)] = rng.multinomial(dissent, _CONFUSION[label] / _CONFUSION[label].sum())
@@ -123,7 +117,7 @@ def _clear_votes(label: int, rng: np.random.Generator) -> tuple[int, ...]:
 
 
 def _votes(content: Content, label: int, intensity: float, rng: np.random.Generator) -> tuple[int, ...]:
-    """Ten votes: the weaker the expression, the more go to what it may be mistaken for."""
+    """Draw ten votes: the weaker the expression, the more go to what it may be mistaken for."""
     chances = np.zeros(len(CLASSES) + 2)
     if content == "nothing":
         chances[-2:] = 0.2, 0.8
