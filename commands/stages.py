@@ -58,9 +58,7 @@ def stages(args: list[str] | None = None) -> dict[str, Path]:
     parser.add_argument("--size", choices=("published", "small"), default="published", help="default: published")
     parser.add_argument("--hr_size", type=int, default=128, help="side of the HR faces, px (default: 128)")
     parser.add_argument("--hardware", choices=("gpu", "cpu"), default="gpu", help="default: gpu")
-    parser.add_argument(
-        "--trainer.devices", choices=("1",), help="processes for others would train the first stage again"
-    )
+    parser.add_argument("--trainer.devices", choices=("1",), help="others would train the first stage again")
     options, overrides = parser.parse_known_args(args)
     runs: dict[str, Path] = {}
     lines = [f"| stage | minutes | batches | {' | '.join(SHOWN)} | run |", "|---" * 8 + "|"]
