@@ -7,13 +7,12 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from tests.tiny_runs import REPOSITORY, classifier_args
-from tests.torture import LONG, TIMEOUT, difference, finish, only_run, outcome, start
+from tests.torture import LONG, TIMEOUT, children, difference, finish, only_run, outcome, start
 
 
 def free_port() -> int:
@@ -59,19 +58,9 @@ def wait_for_checkpoint(runs: Path, nodes: list[subprocess.Popen[bytes]], log: P
     return found[0]
 
 
-def workers(node: subprocess.Popen[bytes]) -> list[int]:
-    """Process ids of an agent's children."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):  # it has ended since
-            _, parent, *_ = stat.read_text().rpartition(")")[2].split()
-            found += [int(stat.parent.name)] * (int(parent) == node.pid)
-    return sorted(found)
-
-
 def lose(node: subprocess.Popen[bytes]) -> None:
     """What a power cut does: agent and worker (which has a session of its own) are gone at once."""
-    for process in (node.pid, *workers(node)):
+    for process in (node.pid, *children(node.pid)):
         os.killpg(os.getpgid(process), signal.SIGKILL)
     node.wait()
 
@@ -109,7 +98,7 @@ def test_job_is_carried_on_after_a_worker_was_lost(tiny_ferplus: Path, tmp_path:
     node = agent(["--standalone", "--nproc-per-node=2"], [*args, "--trainer.strategy=ddp"], log, **OWN_STORE)
     try:
         latest = wait_for_checkpoint(tmp_path / "runs", [node], log)
-        os.kill(workers(node)[1], signal.SIGKILL)
+        os.kill(children(node.pid)[1], signal.SIGKILL)
         finish(node, log)
     finally:
         if node.poll() is None:

@@ -7,6 +7,7 @@ by row. A cache of upscaled faces and a folder of upscaled images: every file, b
 """
 
 import argparse
+import contextlib
 import os
 import random
 import signal
@@ -72,6 +73,17 @@ def kill_soon(process: subprocess.Popen[bytes], begun: Callable[[], bool], delay
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     return killed
+
+
+def children(process: int, command: str = "") -> list[int]:
+    """The processes that a process has started, if their command line contains `command`."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended since
+            _, parent, *_ = stat.read_text().rpartition(")")[2].split()
+            if int(parent) == process and command in stat.with_name("cmdline").read_text():
+                found.append(int(stat.parent.name))
+    return sorted(found)
 
 
 def only_run(runs: Path, process: subprocess.Popen[bytes] | None = None) -> Path:
