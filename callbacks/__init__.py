@@ -1,0 +1,1 @@
+"""Optional callbacks, one thing each."""

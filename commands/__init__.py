@@ -1,0 +1,1 @@
+"""One module per command: `commands.VERB.VERB(args)` is what `superfer VERB` runs."""

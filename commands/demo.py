@@ -1,44 +1,46 @@
-"""The whole comparison on built-in synthetic faces: `make demo` runs this.
+"""The whole comparison on built-in synthetic faces: `superfer demo`, or `make demo`.
 
-Every step is a command of the README; here they run in one process, which saves importing torch eight times.
+Every step is a command of the README; here they run in one process, which saves importing PyTorch eight times.
 """
 
 import os
 import shlex
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from commands.console import Parser
 
-def run(name: str, command: Callable[[list[str]], Any], words: str) -> Any:
-    """Prints a step as the user would type it, runs it and says how long it took."""
+
+def demo(args: Sequence[str] | None = None) -> None:
+    """Draw faces, train a generator and both arms, test them on every split, and compare; all below `demo/`."""
+    Parser(prog="superfer demo", description=(__doc__ or "").split("\n")[0]).parse_args(args)
+    # Imported here: the processes that draw the faces import this file too, and need none of these.
+    from commands.compare import compare
+    from commands.test import test
+    from commands.train import train
+    from datamodules.synthetic.writing import main as draw
+
+    os.environ.setdefault("WANDB_MODE", "offline")
+    start = time.monotonic()
+    _run("python -m datamodules.synthetic", draw, "--root demo/data")
+    generator = _run("superfer train", train, "--config configs/demo/generator.yaml")
+    bilinear = _run("superfer train", train, "--config configs/demo/bilinear.yaml")
+    dic = _run("superfer train", train, f"--config configs/demo/dic.yaml --data.upscaler.checkpoint {generator}")
+    for run in (bilinear, dic):
+        for split in ("train", "val", "test"):
+            _run("superfer test", test, f"--ckpt_path {run} --split {split}")
+    if status := _run("superfer compare", compare, f"{bilinear} {dic} --output demo/comparison"):
+        raise SystemExit(status)
+    print(f"\nruns:\n  {generator}\n  {bilinear}\n  {dic}")
+    print("figures: demo/comparison/figure1.png, demo/comparison/figure2.png")
+    print(f"the demo took {(time.monotonic() - start) / 60:.1f} minutes; its faces are synthetic")
+
+
+def _run(name: str, command: Callable[[list[str]], Any], words: str) -> Any:
+    """Print a step as one would type it, run it, and say how long it took."""
     print(f"\n$ {name} {words}", flush=True)
     start = time.monotonic()
     result = command(shlex.split(words))
     print(f"({time.monotonic() - start:.0f} s)", flush=True)
     return result
-
-
-def demo() -> None:
-    # Imported here: the processes that draw the faces import this file too, and need none of these.
-    from commands.compare import compare
-    from commands.test import test
-    from commands.train import train
-    from datamodules.synthetic.writing import main as write_synthetic
-
-    os.environ.setdefault("WANDB_MODE", "offline")
-    start = time.monotonic()
-    run("-m datamodules.synthetic.writing", write_synthetic, "--root demo/data")
-    generator = run("superfer train", train, "--config configs/demo/generator.yaml")
-    bilinear = run("superfer train", train, "--config configs/demo/bilinear.yaml")
-    dic = run("superfer train", train, f"--config configs/demo/dic.yaml --data.upscaler.checkpoint {generator}")
-    for folder in (bilinear, dic):
-        for split in ("train", "val", "test"):
-            run("superfer test", test, f"--ckpt_path {folder} --split {split}")
-    status = run("superfer compare", compare, f"{bilinear} {dic} --output demo/comparison")
-    if status:
-        raise SystemExit(status)
-    print(f"\nruns:\n  {generator}\n  {bilinear}\n  {dic}")
-    print(f"figures: {Path('demo/comparison/figure1.png')}, {Path('demo/comparison/figure2.png')}")
-    print(f"the demo took {(time.monotonic() - start) / 60:.1f} minutes; its faces are synthetic")

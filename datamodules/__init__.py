@@ -1,0 +1,1 @@
+"""Data: FER+, faces with landmarks, drawn faces, upscalers."""

@@ -1,0 +1,1 @@
+"""What torchmetrics lacks."""

@@ -68,6 +68,13 @@ def test_auto_resumes_the_newest_run_of_the_configuration_or_starts_one(
     assert [row["epoch"] for row in read_csv(first / "metrics.csv") if row["val/acc"]] == ["0", "1"]
 
 
+def test_auto_takes_the_newer_of_two_runs_of_one_configuration(tiny_ferplus: Path, tmp_path: Path) -> None:
+    arguments = classifier_args(tiny_ferplus, tmp_path, TINY)
+    older, newer = train(arguments), train(arguments)
+    assert older != newer
+    assert train(["--resume", "auto", *arguments, "--trainer.max_epochs=2"]) == newer
+
+
 def test_a_generator_goes_on_without_the_file_that_it_started_from(tiny_faces: Path, tmp_path: Path) -> None:
     weights = write_generator(tmp_path / "generator.ckpt")
     arguments = [*config("generator/dic_small"), f"--runs={tmp_path}", *generator_options(tiny_faces)]

@@ -39,6 +39,18 @@ def test_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mo
     assert names(tmp_path) == ["file"]
 
 
+def test_a_reader_sees_the_old_file_until_the_new_one_is_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, seen = tmp_path / "file", []
+    write_atomically(path, "old")
+    before = path.stat().st_ino
+    monkeypatch.setattr(os, "fsync", lambda _: seen.append(path.read_text()))
+    write_atomically(path, "new")
+    assert seen == ["old"] and path.read_text() == "new"
+    assert path.stat().st_ino != before, "renamed into its place, not written over"
+
+
 def test_replace_folder(tmp_path: Path) -> None:
     path = tmp_path / "folder"
     replace_folder(path, lambda new: (new / "one").write_text("1"))
@@ -76,7 +88,8 @@ def test_leftovers_are_removed_when_they_are_old(tmp_path: Path) -> None:
     (tmp_path / ".hidden").write_text("old")
     for path in tmp_path.iterdir():
         os.utime(path, (time.time() - 2 * 24 * 3600,) * 2)
-    (tmp_path / ".new.writing-0123456789ab").write_text("being written")
+    (tmp_path / ".new.writing-0123456789ab").write_text("being written, since two hours")
+    os.utime(tmp_path / ".new.writing-0123456789ab", (time.time() - 2 * 3600,) * 2)
     remove_leftovers(tmp_path)
     assert names(tmp_path) == [".hidden", ".new.writing-0123456789ab", "kept"]
 
