@@ -19,16 +19,13 @@ class EpochSampler(Sampler[Any]):  # of pairs, which torch's BatchSampler passes
     augmentation from `(seed, epoch, index)` without any state of their own. Lightning calls `set_epoch`.
 
     Args:
-        length: number of samples in the data set.
-        seed: seed of the order.
-        shuffle: permute each epoch anew; otherwise ascending order.
-        rank: index of this process.
+        length: samples in the data set.
+        seed: of the order.
+        shuffle: permute each epoch anew.
+        rank: this process, from 0.
         world_size: number of processes.
-        drop_remainder: leave out the last `length % world_size` samples, so that all ranks serve equally many.
-            Without it the first ranks serve one more, and no sample is ever served twice.
-
-    Raises:
-        ValueError: `rank` is out of its range.
+        drop_remainder: leave out the last `length % world_size` samples, so that all ranks serve equally many;
+            otherwise the first ranks serve one more, and no sample is served twice.
     """
 
     def __init__(

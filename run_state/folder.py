@@ -77,14 +77,7 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def newest_run(experiment: Path, seed: int, settings: Mapping[str, Any], allowed: Sequence[str] = ()) -> Path | None:
-    """Return the newest run of an experiment with this seed and these settings that can be resumed, or None.
-
-    Args:
-        experiment: `runs/<experiment>`.
-        seed: of the run.
-        settings: the configuration.
-        allowed: settings that may differ on purpose.
-    """
+    """Return the newest run in `runs/<experiment>` with this seed and these settings that can be resumed, or None."""
     candidates = [
         path.parent
         for path in sorted(experiment.glob(f"*_s{seed}/config.yaml"), key=lambda path: path.stat().st_mtime)
@@ -107,8 +100,7 @@ def newest_run(experiment: Path, seed: int, settings: Mapping[str, Any], allowed
 def new_run_folder(root: str | Path, experiment: str, seed: int, restarted: bool = False) -> Path:
     """Choose the folder of a run, the same for all of its processes, and make it.
 
-    One process, or Lightning starting the others itself: named after the time, unique. Under torchrun or srun with
-    several tasks, where every process comes here on its own: named after the job.
+    It is named after the time; under torchrun or srun, where every process comes here on its own, after the job.
 
     Args:
         root: folder of all runs.

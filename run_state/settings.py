@@ -55,13 +55,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def may_differ(name: str, purpose: Purpose, allowed: Sequence[str] = ()) -> bool:
-    """Whether a setting may differ.
-
-    Args:
-        name: dotted, as in config.yaml.
-        purpose: what the configuration is compared for.
-        allowed: further settings that may, with all that is below them.
-    """
+    """Whether a setting (dotted, as in config.yaml) may differ; `allowed` names further ones that may."""
     if purpose == "resume" and name == NEVER_ON_RESUME:
         return False
     free = (*(setting for setting, purposes in MAY_DIFFER.items() if purpose in purposes.split()), *allowed)
@@ -70,12 +64,6 @@ def may_differ(name: str, purpose: Purpose, allowed: Sequence[str] = ()) -> bool
 
 def refuse_changes(run: Path, now: Mapping[str, Any], purpose: Purpose, allowed: Sequence[str] = ()) -> None:
     """Refuse a configuration with which a run cannot be resumed or tested.
-
-    Args:
-        run: its folder.
-        now: the configuration.
-        purpose: what for.
-        allowed: settings that may differ on purpose.
 
     Raises:
         ValueError: Settings differ, or an allowed one does not exist, or `config.yaml` is damaged.

@@ -42,15 +42,7 @@ def wandb_mode() -> WandbMode:
 def make_wandb_logger(
     folder: Path, experiment: str, job_type: str, tags: list[str], mode: Literal["online", "offline"]
 ) -> WandbLogger:
-    """Make a run in W&B that is grouped with the others of its experiment; a resumed training keeps its id.
-
-    Args:
-        folder: the run folder.
-        experiment: the group in W&B.
-        job_type: `train` or `test`.
-        tags: what the dashboard can be filtered by.
-        mode: from `wandb_mode`.
-    """
+    """Make a run in W&B that is grouped with the others of its experiment; a resumed training keeps its id."""
     logger = WandbLogger(
         project=PROJECT,
         group=experiment,
