@@ -1,4 +1,5 @@
-# make demo: the main job on built-in data. make test: lint, types, tests. Both make .venv and install what they need.
+# make demo: the whole comparison on synthetic faces. make test: lint, types, tests. make torture: kill and resume, longer.
+# Each creates .venv first and installs what it needs there. In an environment of your own: pip install -e .
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -6,8 +7,10 @@ PY := $(VENV)/bin/python
 .DELETE_ON_ERROR:
 
 $(VENV)/.installed: requirements.txt pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' || \
-		(echo "Python 3.11 or 3.12 is needed, $(PYTHON) is another: make PYTHON=python3.12" >&2; exit 1)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		(echo "error: $(PYTHON) is older than Python 3.11; try make PYTHON=python3.12" >&2; exit 1)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info >= (3, 13))' || \
+		echo "warning: $(PYTHON) is newer than the Pythons that SuperFER is tested with, 3.11 and 3.12" >&2
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --upgrade pip
 	$(VENV)/bin/pip install --quiet --editable .

@@ -1,33 +1,48 @@
-"""Every command of the README and of docs/ is accepted, and what it points to is there."""
+"""Every command of the pages for users is accepted, every Python block runs, and what they name is there."""
 
 import re
 import shlex
+import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import yaml
+from PIL import Image
 
+import superfer
 from commands import compare, export, prepare, stages
 from commands.test import test as run_test
 from commands.train import train
 from commands.upscale import parse_options, upscale
 from datamodules.synthetic import writing
+from datamodules.upscalers import InterpolationUpscaler
 from tests import benchmark_generator
 from tests.tiny_runs import REPOSITORY
 
-PAGES = [REPOSITORY / "README.md", *sorted(REPOSITORY.glob("docs/*.md"))]
-README = "\n".join(page.read_text() for page in PAGES)
+PAGES = [*sorted(REPOSITORY.glob("*.md")), *sorted(REPOSITORY.glob("docs/*.md")), REPOSITORY / "weights/README.md"]
+TEXT = "\n".join(page.read_text() for page in PAGES)
+EXAMPLES = {
+    "configs/classifier/sharpened.yaml",
+    "datamodules/sharpened.py",
+}  # files that the README has its reader write
+
+
+def blocks(language: str) -> list[str]:
+    """Code blocks of a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
 
 
 def commands() -> list[str]:
-    """Lines of code blocks, fenced or indented, that call python or make; continued lines joined, comments cut off."""
-    fenced = re.findall(r"^```[^\n]*\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
-    indented = [line[4:] for line in re.sub(r"\\\n\s*", " ", README).splitlines() if line.startswith("    ")]
-    lines = [line for block in fenced for line in re.sub(r"\\\n\s*", " ", block).splitlines()] + indented
-    called = (line.split("  #")[0].strip().removeprefix("$ ") for line in lines)
-    return [line for line in called if re.match(r"(\S*/)?(python|make|superfer) ", line)]
+    """Indented lines that call one of the project's programs; continued lines joined, comments and loops cut off."""
+    plain = re.sub(r"^```.*?^```", "", TEXT, flags=re.MULTILINE | re.DOTALL)
+    indented = re.findall(r"^    (\S.*)$", re.sub(r"\\\n\s*", " ", plain), re.MULTILINE)
+    simple = [part.strip().removeprefix("do ") for line in indented for part in line.split("  #")[0].split(";")]
+    return [part for part in simple if re.match(r"(\S*/)?(python|make|superfer|sbatch) |\S+ torchrun ", part)]
 
 
 @pytest.fixture
@@ -52,8 +67,9 @@ def parse(name: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     if name == "upscale" and "--images" in words:
         parse_options(words)
     elif name in programs:
+        shows = any(word.endswith("help") for word in words)
         with pytest.raises(SystemExit) as exit_:
-            programs[name]([*words, "--print_config"])
+            programs[name](words if shows else [*words, "--print_config"])
         assert exit_.value.code == 0
     elif name == "compare":
         assert compare.compare(words) == 2  # the words are understood (else argparse exits); the runs are empty
@@ -81,18 +97,27 @@ def parse(name: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_readme_has_commands() -> None:
     used = " ".join(commands())
-    assert all(name in used for name in ("make demo", "make test", "train", "test", "upscale", "compare"))
+    verbs = ("superfer train", "superfer test", "superfer upscale", "superfer compare", "superfer stages")
+    assert all(name in used for name in ("make demo", "make test", "make torture", "torchrun", "sbatch", *verbs))
 
 
 @pytest.mark.parametrize("command", commands())
 def test_command(command: str, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(REPOSITORY)
-    program, *words = shlex.split(command)
+    program, *words = shlex.split(command.replace("$seed", "0"))
     if program.endswith("make"):
         targets = re.findall(r"^([\w-]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
         assert {word for word in words if "=" not in word} <= set(targets)
         return
-    words = [str(run) if re.fullmatch(r"(\S*/)?(RUN\w*|<run>)", word) else word for word in words]
+    if "torchrun" in words:
+        words = words[words.index("train.py") :]
+    if program == "sbatch":
+        assert (REPOSITORY / words[0]).is_file()
+        words[0] = "train"
+    words = [str(run) if re.fullmatch(r"(\S*/)?RUN|\$run|runs/\S+/\*", word) else word for word in words]
+    if words == ["--help"]:
+        assert superfer.main(words) == 0
+        return
     parse(words[0].removesuffix(".py"), words[1:], monkeypatch)
 
 
@@ -117,6 +142,50 @@ def test_linked_files_exist(page: Path) -> None:
 
 
 def test_named_files_exist() -> None:
-    """Configurations and modules that the text names in code style."""
-    named = set(re.findall(r"(?:configs|weights|docs)/[\w/]+\.(?:yaml|md|png|ckpt|safetensors)", README))
-    assert named and [name for name in sorted(named) if not (REPOSITORY / name).exists()] == []
+    """Files that the text names in code style; of the tests also the functions."""
+    named = set(
+        re.findall(
+            r"\b(?:configs|weights|docs|tests|\w+_modules|datamodules|commands|models|run_state)/[\w/]+\.\w+", TEXT
+        )
+    )
+    assert len(named) > 30 and [name for name in sorted(named - EXAMPLES) if not (REPOSITORY / name).exists()] == []
+    tests = "\n".join(path.read_text() for path in (REPOSITORY / "tests").rglob("test_*.py"))
+    functions = set(re.findall(r"\btest_\w+(?!\w|\.py)", re.sub(r"\S+\.py", "", TEXT)))
+    assert [name for name in sorted(functions) if f"def {name}(" not in tests] == []
+
+
+def test_a_face_is_upscaled_in_python(tiny_faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "weights").symlink_to(REPOSITORY / "weights")
+    monkeypatch.chdir(tmp_path)
+    Image.open(next(tiny_faces.rglob("*.png"))).resize((16, 16), Image.Resampling.BICUBIC).save("face.png")
+    (code,) = (block for block in blocks("python") if "DIC.from_checkpoint" in block)
+    exec(code, {})
+    given, upscaled = (np.asarray(Image.open(name), dtype=float) for name in ("face.png", "upscaled.png"))
+    assert upscaled.shape == (128, 128, 3)
+    assert abs(upscaled.reshape(16, 8, 16, 8, 3).mean(axis=(1, 3)) - given).mean() < 4, "reduced, it is the face again"
+
+
+def test_an_upscaler_is_added(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (code,) = (block for block in blocks("python") if "(Upscaler)" in block)
+    module = types.ModuleType("datamodules.sharpened")
+    exec(code, module.__dict__)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    images = torch.zeros(1, 1, 48, 48, dtype=torch.uint8)
+    images[..., 24:] = 100
+    upscaled, plain = module.Sharpened()(images), InterpolationUpscaler("bicubic")(images)
+    assert upscaled.shape == (1, 1, 384, 384) and upscaled.dtype == torch.uint8
+    assert upscaled.max() > plain.max() and (upscaled[..., 300:] == 100).all(), "steeper edges, areas as they were"
+    (overlay,) = (block for block in blocks("yaml") if "datamodules.sharpened" in block)
+    (tmp_path / "sharpened.yaml").write_text(overlay)
+    arms = (
+        ["--config", str(REPOSITORY / "configs/classifier/bilinear.yaml")],
+        ["--config", str(tmp_path / "sharpened.yaml")],
+    )
+    with pytest.raises(SystemExit) as exit_:
+        train([*arms[0], *arms[1], "--print_config"])
+    assert exit_.value.code == 0
+    parsed = yaml.safe_load(capsys.readouterr().out)
+    assert parsed["experiment"] == "ferplus-sharpened"
+    assert parsed["data"]["init_args"]["upscaler"]["init_args"] == {"amount": 1.0}

@@ -85,7 +85,7 @@ def test_job_is_carried_on_after_a_node_was_lost(tiny_ferplus: Path, tmp_path: P
         for node in nodes:
             if node.poll() is None:
                 lose(node)
-    assert f"continuing {latest.parents[1]}" in logs[1].read_text(), "the run was begun anew"
+    assert f"resuming {latest.parents[1]}" in logs[1].read_text(), "the run was begun anew"
     two = ["--trainer.strategy=ddp", "--trainer.devices=2"]
     finish(start("train", classifier_args(tiny_ferplus, tmp_path / "whole", *LONG, *two), logs[0]), logs[0])
     run = only_run(tmp_path / "runs")
@@ -103,5 +103,5 @@ def test_job_is_carried_on_after_a_worker_was_lost(tiny_ferplus: Path, tmp_path:
     finally:
         if node.poll() is None:
             lose(node)
-    assert f"continuing {latest.parents[1]}" in log.read_text()
+    assert f"resuming {latest.parents[1]}" in log.read_text()
     assert json.loads((latest.parents[1] / "run.json").read_text())["status"] == "finished"
