@@ -9,6 +9,7 @@ again, and several nodes can share a folder: give each of them the command, and 
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -91,7 +92,7 @@ def _folder(text: str) -> Path:
 
 
 def upscale_folder(words: Sequence[str]) -> Path:
-    """Upscale a folder of images; exits as `upscale` does."""
+    """Upscale a folder of images; exit as `upscale`."""
     options = parse_options(words)
     out: Path = options.out
     try:
@@ -149,11 +150,9 @@ def _find_device(accelerator: str, count: int) -> str:
 def upscale_share(
     rank: int, options: argparse.Namespace, tasks: Sequence[UpscaleTask], device: str, processes: int
 ) -> None:
-    """Upscale every `processes`-th task from `rank` on; write one batch while the next is upscaled.
-
-    Raises:
-        SystemExit: Code 1 if the generator returns numbers that are not finite, or a file cannot be written.
-    """
+    """Upscale every `processes`-th task from `rank` on, writing one batch while the next is upscaled."""
+    if processes > 1:  # its parent's end sends it SIGINT, which jobs in the background of a shell inherit as ignored
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     keep_freed_memory()
     torch.set_num_threads(max(1, torch.get_num_threads() // processes))
     name = "upscaling" if processes == 1 else f"upscaling, process 1 of {processes}"
@@ -169,7 +168,7 @@ def upscale_share(
             for images in read_batches(missing, options.batch_size, pixels):
                 upscaled = upscale_batch(upscaler, images, options.heatmaps, pixels)
                 list(written)  # raises what a thread has raised; at most two batches are in memory
-                written = pool.map(lambda one: write_upscaled(*one, generator), upscaled)
+                written = pool.map(lambda one: write_upscaled(one[0], one[1], generator), upscaled)
             list(written)
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from error

@@ -3,7 +3,10 @@
 import multiprocessing
 import os
 import resource
+import shlex
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -21,7 +24,7 @@ from models.dic import DIC, RGB_MEAN, normalise
 from models.heatmaps import heatmaps_to_landmarks
 from models.resampling import round_levels
 from models.tiling import upscale_in_tiles
-from tests.tiny_runs import NETWORK, write_generator
+from tests.tiny_runs import NETWORK, REPOSITORY, write_generator
 
 
 @pytest.fixture(scope="module")
@@ -427,3 +430,27 @@ def test_a_killed_process_ends_the_others(generator: Path, images: Path) -> None
     threading.Thread(target=kill_one, daemon=True).start()
     assert "terminated with signal SIGKILL" in str(exit_code(arguments(generator, images, "--devices=2")))
     assert not multiprocessing.active_children()
+
+
+def test_processes_end_with_their_parent(generator: Path, images: Path) -> None:
+    for number in range(300):
+        save(images / f"{number}.png", levels(48, 48, seed=number))
+    ignored = f"trap '' INT; exec {sys.executable} superfer.py upscale "  # as a shell starts jobs in the background
+    command = ignored + shlex.join(arguments(generator, images, "--devices=2", "--batch_size=1"))
+    parent = subprocess.Popen(["sh", "-c", command], cwd=REPOSITORY, stdout=subprocess.DEVNULL)
+    while not list(images.parent.glob("out/*.png")):
+        assert parent.poll() is None
+        time.sleep(0.05)
+    children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
+    parent.kill()
+    parent.wait()
+    assert len(children) >= 2
+
+    def left() -> list[str]:
+        stats = [Path(f"/proc/{child}/stat") for child in children]
+        return [str(stat) for stat in stats if stat.exists() and ") Z " not in stat.read_text()]
+
+    give_up = time.monotonic() + 20
+    while left() and time.monotonic() < give_up:
+        time.sleep(0.05)
+    assert not left() and len(list(images.parent.glob("out/*.png"))) < 300
