@@ -1,58 +1,49 @@
 """A folder of images of any size: which of them can be upscaled, and batches of them for DIC.
 
 Read are 8-bit PNG, JPEG, BMP, WebP and TIFF files with one image. An image is gray if its three channels are equal,
-whatever its format: a night-time JPEG of a camera is. Images are padded on the right and below, by reflection, to sides
-that the network takes; nothing is resized.
+whatever its format: cameras store colourless JPEGs at night. Images are padded on the right and below, by reflection,
+to sides that the network takes; nothing is resized.
 """
 
 import hashlib
 import io
 import os
+import random
 import re
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import groupby, islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
+from tqdm import tqdm
 
 from models.dic import SIDE_MULTIPLE
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".webp", ".tif", ".tiff")
 MAX_PIXELS = 1024 * 1024  # of an image; upscaled, it has 8192 x 8192
 _FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF")
-
-
-class ImageRefusedError(ValueError):
-    """An image that cannot be upscaled; the message says why, without the file's name."""
+_T = TypeVar("_T")
 
 
 class UpscaleTask(NamedTuple):
-    """One image to upscale.
+    """An image and the files that it becomes: the upscaled image and, with `--heatmaps`, the one with landmarks."""
 
-    Attributes:
-        name: its path below the input folder, as in messages.
-        source: the file.
-        targets: the files to write: the upscaled image and, where it is asked for, the one with the landmarks.
-        size: padded height and width in the header of `source`, before EXIF orientation.
-    """
-
-    name: str
     source: Path
     targets: tuple[Path, ...]
-    size: tuple[int, int]
 
 
 class SourceImage(NamedTuple):
     """An image that has been read.
 
     Attributes:
-        task: what it is to become.
-        digest: hash of the file.
+        task: What it is to become.
+        digest: Hash of the file.
         rgb: uint8 h,w,3, upright, not padded.
-        gray: whether the three channels are equal.
-        alpha: opacity; None without an alpha channel.
+        gray: Whether the three channels are equal.
+        alpha: Opacity; None without an alpha channel.
     """
 
     task: UpscaleTask
@@ -63,27 +54,21 @@ class SourceImage(NamedTuple):
 
 
 def list_images(root: Path) -> tuple[list[Path], list[Path]]:
-    """List the images below a folder, and the other files and linked folders; both sorted and relative to it.
-
-    Hidden files and folders are skipped; linked folders are not entered.
+    """List the images below a folder, and the other files and linked folders; hidden ones are left out.
 
     Raises:
-        OSError: the folder, or one in it, is missing or cannot be read.
-        ValueError: there are no images.
+        OSError: A folder is missing or cannot be read.
+        ValueError: There are no images.
     """
     images: list[Path] = []
     others: list[Path] = []
     for folder, subfolders, files in os.walk(root, onerror=_raise):
-        below = Path(folder).relative_to(root)
-        others += [below / name for name in subfolders if (Path(folder) / name).is_symlink()]
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        for name in files:
-            if not name.startswith("."):
-                path = Path(folder) / name
-                regular = path.is_file() or not path.exists()  # a broken link is an image that cannot be read
-                (images if name.lower().endswith(SUFFIXES) and regular else others).append(below / name)
+        others += [path for name in subfolders if (path := Path(folder, name)).is_symlink()]
+        for path in (Path(folder, name) for name in files if not name.startswith(".")):
+            (images if path.suffix.lower() in SUFFIXES and path.is_file() else others).append(path)
     if not images:
-        raise ValueError(f"{root} holds no images (looked for {', '.join(SUFFIXES)}; {len(others)} other files)")
+        raise ValueError(f"no images in {root}: looked for {', '.join(SUFFIXES)}, found {len(others)} other files")
     return sorted(images), sorted(others)
 
 
@@ -91,38 +76,79 @@ def _raise(error: OSError) -> None:
     raise error
 
 
-def digest_of(content: bytes) -> str:
-    """Return the hash by which an upscaled image names the file that it was made from."""
-    return hashlib.sha256(content).hexdigest()
+def find_tasks(images: Sequence[Path], root: Path, out: Path, heatmaps: bool) -> list[UpscaleTask]:
+    """Name the files below `out` that images below `root` become; refuse two images that would become the same."""
+    sources: dict[Path, Path] = {}
+    tasks = []
+    for image in images:
+        plain = out / image.relative_to(root).with_suffix(".png")
+        targets = (plain, plain.with_name(f"{plain.stem}_landmarks.png"))[: 1 + heatmaps]
+        for target in targets:
+            other = sources.setdefault(target, image)
+            if other != image:
+                raise ValueError(f"{other} and {image} would both become {target}; rename one of them")
+        tasks.append(UpscaleTask(image, targets))
+    return tasks
 
 
-def padded_size(path: Path) -> tuple[int, int]:
-    """Return height and width after `pad`, from the file's header.
+def largest_first(tasks: Sequence[UpscaleTask]) -> list[UpscaleTask]:
+    """Sort tasks by the size of the image; name those whose image cannot be upscaled, and leave them out.
 
-    Raises:
-        ImageRefusedError: it is not a readable image, too large, or of a kind that is not upscaled.
+    Images of one size come in random order: jobs that share a folder then rarely work on the same ones.
     """
-    with _opened(path) as image:
+    shuffled = random.sample(tasks, len(tasks))
+    sized = sorted(_skipping(lambda task: (check_header(task.source), task), shuffled), key=lambda one: one[0])
+    return [task for _, task in reversed(sized)]
+
+
+def _skipping(read: Callable[[UpscaleTask], _T], tasks: Iterable[UpscaleTask]) -> Iterator[_T]:
+    for task in tasks:
+        try:
+            yield read(task)
+        except Exception as error:  # damaged files make the decoders raise almost anything
+            print_skipped(task, error)
+
+
+def print_skipped(task: UpscaleTask, reason: object) -> None:
+    """Name an image that is skipped, without tearing a progress bar."""
+    tqdm.write(f"skipped: {task.source}: {' '.join(str(reason).split())}", file=sys.stderr)
+
+
+def check_header(path: Path) -> tuple[int, int]:
+    """Refuse files that cannot be upscaled; return height and width after `pad`, before EXIF orientation."""
+    with Image.open(path, formats=_FORMATS) as image:
         width, height = image.size
-        return _padded(height), _padded(width)
+        frames = getattr(image, "n_frames", 1)
+        deep = image.mode.startswith(("I", "F")) or has_deep_colours(image)
+    padded = _padded(height), _padded(width)
+    if padded[0] * padded[1] > MAX_PIXELS:
+        raise ValueError(f"image has {width} x {height} pixels, expected at most {MAX_PIXELS:,}; cut the face out")
+    if deep:
+        raise ValueError("image has more than 8 bits per channel, expected 8; convert it first")
+    if frames > 1:
+        raise ValueError(f"file holds {frames} images, expected 1; save them as separate files")
+    return padded
+
+
+def has_deep_colours(image: Image.Image) -> bool:
+    """Return whether Pillow drops the lower half of 16-bit colours: 12-bit images would be black."""
+    return any(re.search(";16[BLN]", str(tile.args)) for tile in getattr(image, "tile", ()))
 
 
 def read_image(task: UpscaleTask) -> SourceImage:
-    """Read the image of a task.
-
-    Raises:
-        ImageRefusedError: as `padded_size`.
-    """
-    try:
-        content = task.source.read_bytes()
-    except OSError as error:
-        raise ImageRefusedError(f"cannot be read ({error.strerror})") from error
-    with _opened(io.BytesIO(content)) as image:
+    """Read the image of a task."""
+    content = task.source.read_bytes()
+    with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
         upright = ImageOps.exif_transpose(image)
         levels = np.asarray(upright.convert("RGBA" if upright.has_transparency_data else "RGB"))
     rgb = levels[..., :3]
     alpha = Image.fromarray(levels[..., 3]) if levels.shape[2] == 4 else None
     return SourceImage(task, digest_of(content), rgb, bool((rgb == rgb[..., :1]).all()), alpha)
+
+
+def digest_of(content: bytes) -> str:
+    """Return the hash by which an upscaled image names the file that it was made from."""
+    return hashlib.sha256(content).hexdigest()
 
 
 def pad(image: np.ndarray) -> np.ndarray:
@@ -135,66 +161,13 @@ def _padded(side: int) -> int:
     return side + -side % SIDE_MULTIPLE
 
 
-def read_batches(
-    tasks: Iterable[UpscaleTask], batch_size: int, pixels: int, skip: Callable[[UpscaleTask, object], None]
-) -> Iterator[list[SourceImage]]:
-    """Read images into batches of one padded size, in the order of `tasks`.
+def read_batches(tasks: Iterable[UpscaleTask], batch_size: int, pixels: int) -> Iterator[list[SourceImage]]:
+    """Read images into batches of one padded size, in the order of `tasks`; name those that cannot be read.
 
-    Args:
-        tasks: images of one size should follow each other.
-        batch_size: most images in a batch.
-        pixels: most padded pixels in a batch that holds more than one image.
-        skip: told about each image that cannot be read, with the reason.
+    A batch has at most `batch_size` images and, unless it has only one, at most `pixels` padded pixels.
     """
-    batch: list[SourceImage] = []
-    size = (0, 0)
-    for task in tasks:
-        try:
-            image = read_image(task)
-        except ImageRefusedError as error:
-            skip(task, error)
-            continue
-        height, width = (_padded(side) for side in image.rgb.shape[:2])
-        if batch and (height, width) != size:
+    images = _skipping(read_image, tasks)
+    for (height, width), group in groupby(images, lambda image: tuple(map(_padded, image.rgb.shape[:2]))):
+        count = max(1, min(batch_size, pixels // (height * width)))
+        while batch := list(islice(group, count)):
             yield batch
-            batch = []
-        batch, size = [*batch, image], (height, width)
-        if len(batch) >= min(batch_size, pixels // (height * width)):
-            yield batch
-            batch = []
-    if batch:
-        yield batch
-
-
-@contextmanager
-def _opened(file: Path | io.BytesIO) -> Iterator[Image.Image]:
-    """Open an image of a kind that is upscaled; whatever goes wrong in the block becomes `ImageRefusedError`."""
-    try:
-        with Image.open(file, formats=_FORMATS) as image:
-            _refuse_unsuitable(image)
-            yield image
-    except ImageRefusedError:
-        raise
-    except UnidentifiedImageError as error:
-        raise ImageRefusedError(f"not a readable image of the formats {', '.join(_FORMATS)}") from error
-    except Exception as error:  # a damaged file makes the decoders raise almost anything
-        raise ImageRefusedError(f"not a readable image ({error})") from error
-
-
-def _refuse_unsuitable(image: Image.Image) -> None:
-    width, height = image.size
-    if _padded(width) * _padded(height) > MAX_PIXELS:
-        raise ImageRefusedError(f"{width} x {height} pixels, expected at most {MAX_PIXELS:,}; cut the face out first")
-    if image.mode.startswith(("I", "F")) or has_deep_colours(image):
-        raise ImageRefusedError(
-            "more than 8 bits per channel; convert it to 8 bits first, for instance with ImageMagick: "
-            "magick IN -auto-level -depth 8 OUT.png"
-        )
-    frames = getattr(image, "n_frames", 1)
-    if frames > 1:
-        raise ImageRefusedError(f"holds {frames} images, expected 1; save them as separate files first")
-
-
-def has_deep_colours(image: Image.Image) -> bool:
-    """Return whether Pillow drops the lower half of 16-bit colours: 12-bit images would be black."""
-    return any(re.search(";16[BLN]", str(tile.args)) for tile in getattr(image, "tile", ()))

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from models.dic import DIC, SCALE
 
+MIN_TILE = 64  # LR pixels
 _PIXELS_TIMES_CHANNELS = 3 * 2**20
 
 
@@ -20,22 +21,15 @@ def pixels_at_once(net: DIC) -> int:
     return _PIXELS_TIMES_CHANNELS // (net.config["num_features"] * (net.config["num_groups"] + 2))
 
 
-def tile_side(pixels: int, overlap: int = 32) -> int:
+def tile_side(pixels: int) -> int:
     """Return the side of a tile of about `pixels` LR pixels, a multiple of 8."""
-    return max(2 * overlap, int(pixels**0.5) // 8 * 8)
+    return max(MIN_TILE, int(pixels**0.5) // 8 * 8)
 
 
-def upscale_in_tiles(net: DIC, lr: Tensor, tile: int, overlap: int = 32) -> Tensor:
-    """Upscale tile by tile; where tiles overlap, each counts the less the nearer its border is.
+def upscale_in_tiles(net: DIC, lr: Tensor, tile: int, overlap: int = MIN_TILE // 2) -> Tensor:
+    """Upscale float B,3,h,w to B,3,H,W, RGB in [0, 1]; where tiles overlap, each counts less towards its border.
 
-    Args:
-        net: the generator.
-        lr: float B,3,h,w, RGB in [0, 1], h and w multiples of 8.
-        tile: side of a tile in LR pixels, a multiple of 8, larger than `overlap`.
-        overlap: LR pixels that neighbouring tiles share, a multiple of 8.
-
-    Returns:
-        B,3,H,W, RGB in [0, 1].
+    The side of a tile and the overlap are LR pixels; they, h and w are multiples of 8.
     """
     height, width = lr.shape[-2:]
     total = lr.new_zeros(*lr.shape[:2], SCALE * height, SCALE * width)

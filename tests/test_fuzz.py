@@ -23,7 +23,7 @@ from datamodules.faces.annotations import FaceError, find_faces, read_pts
 from datamodules.faces.cropping import read_image
 from datamodules.faces.packed import pack_faces
 from datamodules.ferplus.table import open_table
-from datamodules.image_folder import ImageRefusedError, padded_size
+from datamodules.image_folder import UpscaleTask, largest_first, read_batches
 from models.dic import DIC
 from run_state.folder import read_record, share_with_children
 from run_state.metrics_csv import cut_back
@@ -103,7 +103,7 @@ READERS: dict[str, tuple[Callable[[Path], object], tuple[type[Exception], ...]]]
     "faces.csv": (lambda path: find_faces(path.parent, path), (ValueError,)),
     "gray.png": (read_image, (FaceError,)),
     "color.jpg": (read_image, (FaceError,)),
-    "color.png": (padded_size, (ImageRefusedError,)),
+    "color.png": (lambda path: list(read_batches(largest_first([UpscaleTask(path, ())]), 1, 1)), ()),
     "dic.ckpt": (DIC.from_checkpoint, (CheckpointError,)),
     "legacy.pth": (read_checkpoint, (CheckpointError,)),
 }

@@ -3,7 +3,10 @@
 import multiprocessing
 import os
 import resource
+import shlex
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -14,14 +17,14 @@ import pytest
 import torch
 from PIL import Image
 
-from commands.upscale import upscale, upscale_folder
+from commands.upscale import upscale
 from datamodules.image_folder import pad
 from datamodules.upscaled_images import LANDMARK_COLOUR, draw_landmarks
 from models.dic import DIC, RGB_MEAN, normalise
 from models.heatmaps import heatmaps_to_landmarks
 from models.resampling import round_levels
 from models.tiling import upscale_in_tiles
-from tests.tiny_runs import NETWORK, write_generator
+from tests.tiny_runs import NETWORK, REPOSITORY, write_generator
 
 
 @pytest.fixture(scope="module")
@@ -141,15 +144,15 @@ def test_alpha_is_upscaled_bicubically_and_kept(generator: Path, images: Path) -
 
 
 def test_large_images_are_upscaled_in_tiles_and_without_landmarks(
-    generator: Path, images: Path, capsys: pytest.CaptureFixture[str]
+    generator: Path, images: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     save(images / "large.png", levels(72, 67))
     save(images / "small.png", levels(8, 8))
+    monkeypatch.setattr("commands.upscale.pixels_at_once", lambda net: 2500)
     args = arguments(generator, images, "--batch_size=1")
-    with pytest.raises(SystemExit):
-        upscale_folder([*args, "--heatmaps"], pixels=2500)
-    assert "skipped: large.png: 72 x 72 padded pixels, expected at most 5,000 for land" in capsys.readouterr().err
-    out = upscale_folder(args, pixels=2500)
+    assert exit_code([*args, "--heatmaps"]) == 1
+    assert "large.png: too large for landmarks, expected at most 5,000 padded pixels" in capsys.readouterr().err
+    out = upscaled(generator, images, "--batch_size=1")
     assert np.array_equal(read(out / "small.png"), expected(generator, levels(8, 8)))
     lr = torch.from_numpy(pad(levels(72, 67))).permute(2, 0, 1)[None].float() / 255
     with torch.inference_mode():
@@ -183,21 +186,22 @@ def test_files_that_cannot_be_upscaled_are_named_and_the_others_written(
     (images / ".hidden.png").write_bytes(b"left alone, too")
     assert exit_code(arguments(generator, images)) == 1
     printed = capsys.readouterr()
-    reasons = dict(line.removeprefix("skipped: ").split(": ", 1) for line in printed.err.splitlines() if "skip" in line)
+    lines = [line for line in printed.err.splitlines() if "skipped" in line]
+    reasons = dict(line.removeprefix(f"skipped: {images}/").split(": ", 1) for line in lines)
     wanted = {
-        "large.png": "1024 x 1025 pixels, expected at most 1,048,576",
-        "thin.png": "131073 x 1 pixels, expected at most 1,048,576",
-        "truncated.png": "not a readable image (image file is truncated",
-        "truncated.jpg.bmp": "not a readable image (image file is truncated",  # which its header does not show
-        "empty.jpg": "not a readable image of the formats PNG",
-        "gif.png": "not a readable image of the formats PNG",
-        "gray_png.png": "more than 8 bits per channel; convert it to 8 bits first",
-        "gray_tif.tif": "more than 8 bits",
-        "color_png.png": "more than 8 bits",
-        "color_tif.tif": "more than 8 bits",
-        "whole.tif": "more than 8 bits",
-        "float.tif": "more than 8 bits",
-        "pages.tif": "holds 2 images, expected 1",
+        "large.png": "image has 1024 x 1025 pixels, expected at most 1,048,576",
+        "thin.png": "image has 131073 x 1 pixels, expected at most 1,048,576",
+        "truncated.png": "image file is truncated",
+        "truncated.jpg.bmp": "image file is truncated",  # which its header does not show
+        "empty.jpg": "cannot identify image file",
+        "gif.png": "cannot identify image file",
+        "gray_png.png": "image has more than 8 bits per channel, expected 8; convert it first",
+        "gray_tif.tif": "image has more than 8 bits",
+        "color_png.png": "image has more than 8 bits",
+        "color_tif.tif": "image has more than 8 bits",
+        "whole.tif": "image has more than 8 bits",
+        "float.tif": "image has more than 8 bits",
+        "pages.tif": "file holds 2 images, expected 1",
     }
     assert set(reasons) == set(wanted)
     for name, reason in wanted.items():
@@ -206,24 +210,24 @@ def test_files_that_cannot_be_upscaled_are_named_and_the_others_written(
     assert set(snapshot(out)) == {"good.png"}
     assert np.array_equal(read(out / "good.png"), expected(generator, levels(8, 8)))
     assert f"1 images upscaled into {out}, 0 were there already, 13 skipped" in printed.out
-    assert "not read: 2 other files, the first is notes.txt" in printed.out
+    assert f"not read: 2 other files, the first is {images / 'notes.txt'}" in printed.out
 
 
 def test_refusals(generator: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     good = arguments(generator, images)
-    assert f"{images} holds no images (looked for .png" in refused(good, capsys)
+    assert f"no images in {images}: looked for .png" in refused(good, capsys)
     save(images / "a.png", levels(8, 8))
     (tmp_path / "file").write_text("")
     (tmp_path / "loop").symlink_to("loop")
     for more, message in (
-        (("--images", tmp_path / "nowhere"), "nowhere: no such folder"),
-        (("--images", tmp_path / "file"), "file: not a folder"),
+        (("--images", tmp_path / "nowhere"), f"No such file or directory: '{tmp_path / 'nowhere'}'"),
+        (("--images", tmp_path / "file"), f"Not a directory: '{tmp_path / 'file'}'"),
         (("--images", ""), "--images: is empty, expected a folder"),
-        (("--out", images), "neither may lie in the other"),
-        (("--out", images / "sub"), "neither may lie in the other"),
-        (("--out", tmp_path), "neither may lie in the other"),
-        (("--out", tmp_path / "file" / "out"), "cannot be written (Not a directory)"),
-        (("--out", tmp_path / "loop"), "cannot be written ("),
+        (("--out", images), f"--out is {images}, expected a folder that neither contains --images"),
+        (("--out", images / "sub"), "nor is inside it"),
+        (("--out", tmp_path), "nor is inside it"),
+        (("--out", tmp_path / "file" / "out"), f"Not a directory: '{tmp_path / 'file' / 'out'}'"),
+        (("--out", tmp_path / "loop"), f"File exists: '{tmp_path / 'loop'}'"),
         (("--ckpt_path", tmp_path / "nowhere.ckpt"), "no checkpoint: looked for"),
         (("--ckpt_path", tmp_path / "file"), "cannot be read"),
         (("--batch_size=0",), "--batch_size is 0, expected at least 1"),
@@ -237,7 +241,7 @@ def test_refusals(generator: Path, images: Path, tmp_path: Path, capsys: pytest.
     assert "required: --ckpt_path" in refused(["--images", str(images), "--out", "out"], capsys)
     assert "required: --ckpt_path, --images" in refused(["--out", "out"], capsys)
     save(images / "a.bmp", levels(8, 8))
-    assert f"a.bmp and a.png would both become {tmp_path / 'out' / 'a.png'}" in refused(good, capsys)
+    assert f"a.bmp and {images / 'a.png'} would both become {tmp_path / 'out' / 'a.png'}" in refused(good, capsys)
     (images / "a.bmp").rename(images / "a_landmarks.bmp")
     assert "would both become" in refused([*good, "--heatmaps"], capsys)
     assert set(snapshot(tmp_path)) == {"file", "in/a.png", "in/a_landmarks.bmp"}
@@ -258,7 +262,9 @@ def test_folders_without_permission(
     assert f"Permission denied: '{images / 'closed'}'" in refused(arguments(generator, images), capsys)
 
 
-def test_an_interrupted_job_is_resumed(generator: Path, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_job_is_resumed(
+    generator: Path, images: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     for number in range(4):
         save(images / f"{number}.png", levels(8, 8, seed=number))
     undisturbed = snapshot(upscaled(generator, images, "--batch_size=1"))
@@ -290,7 +296,8 @@ def test_an_interrupted_job_is_resumed(generator: Path, images: Path, monkeypatc
     upscaled(generator, images)
     assert len(calls) == 5, "nothing is left to do"
     (out / "0.png").write_bytes((out / "0.png").read_bytes()[:-40])  # the disk has lost the end of it
-    upscaled(generator, images)
+    assert "0.png is not an intact image of this generator" in refused(arguments(generator, images), capsys)
+    upscaled(generator, images, "--overwrite")
     assert len(calls) == 6 and snapshot(out) == undisturbed
 
 
@@ -329,11 +336,11 @@ def test_two_generators_are_not_mixed(
     before = snapshot(out)
     other = write_generator(tmp_path / "other.ckpt", seed=1)
     message = refused(arguments(other, images), capsys)
-    assert f"{out / 'a.png'} was not made by this generator (dic-" in message and "--overwrite" in message
+    assert f"{out / 'a.png'} is not an intact image of this generator (dic-" in message and "--overwrite" in message
     (out / "a.png").unlink()
-    assert "b.png was not made by this generator" in refused(arguments(other, images), capsys)
+    assert "b.png is not an intact image of this generator" in refused(arguments(other, images), capsys)
     (out / "b.png").write_text("somebody's")
-    assert "b.png was not made by this generator" in refused(arguments(generator, images), capsys)
+    assert "b.png is not an intact image of this generator" in refused(arguments(generator, images), capsys)
     upscaled(generator, images, "--overwrite")
     assert snapshot(out) == before
     upscaled(other, images, "--overwrite")
@@ -385,7 +392,7 @@ def test_two_processes_write_what_one_writes(generator: Path, images: Path, capf
     assert exit_code([*args, "--devices=2"]) == 1
     printed = capfd.readouterr()
     assert printed.out.count(f"5 images upscaled into {out}, 0 were there already, 1 skipped") == 1
-    assert printed.err.count("skipped: damaged.bmp: not a readable image") == 1
+    assert printed.err.count("damaged.bmp: image file is truncated") == 1
     assert "upscaling, process 1 of 2: 100%" in printed.err and "| 3/3 [" in printed.err  # and the other one two
     assert snapshot(out) == alone and len(alone) == 5
 
@@ -404,9 +411,10 @@ def test_a_generator_that_fails_in_the_second_process_only(
     mean = np.round(255 * np.array(RGB_MEAN)).astype(np.uint8)
     save(images / "first.png", np.broadcast_to(mean, (16, 16, 3)))  # the largest comes first
     save(images / "second.png", levels(8, 8))
-    message = exit_code(arguments(broken, images, "--devices=2"))
-    assert str(message).startswith(f"error: {broken}: the generator returned numbers that are not finite")
-    assert "Traceback" not in capfd.readouterr().err
+    assert exit_code(arguments(broken, images, "--devices=2")) == "error: process 1 terminated with exit code 1"
+    printed = capfd.readouterr().err
+    assert f"error: {broken}: the generator returned numbers that are not finite" in printed
+    assert "Traceback" not in printed
     assert set(snapshot(tmp_path / "out")) <= {"first.png"}
 
 
@@ -420,5 +428,29 @@ def test_a_killed_process_ends_the_others(generator: Path, images: Path) -> None
         multiprocessing.active_children()[1].kill()
 
     threading.Thread(target=kill_one, daemon=True).start()
-    assert "terminated abruptly" in str(exit_code(arguments(generator, images, "--devices=2")))
+    assert "terminated with signal SIGKILL" in str(exit_code(arguments(generator, images, "--devices=2")))
     assert not multiprocessing.active_children()
+
+
+def test_processes_end_with_their_parent(generator: Path, images: Path) -> None:
+    for number in range(300):
+        save(images / f"{number}.png", levels(48, 48, seed=number))
+    ignored = f"trap '' INT; exec {sys.executable} superfer.py upscale "  # as a shell starts jobs in the background
+    command = ignored + shlex.join(arguments(generator, images, "--devices=2", "--batch_size=1"))
+    parent = subprocess.Popen(["sh", "-c", command], cwd=REPOSITORY, stdout=subprocess.DEVNULL)
+    while not list(images.parent.glob("out/*.png")):
+        assert parent.poll() is None
+        time.sleep(0.05)
+    children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
+    parent.kill()
+    parent.wait()
+    assert len(children) >= 2
+
+    def left() -> list[str]:
+        stats = [Path(f"/proc/{child}/stat") for child in children]
+        return [str(stat) for stat in stats if stat.exists() and ") Z " not in stat.read_text()]
+
+    give_up = time.monotonic() + 20
+    while left() and time.monotonic() < give_up:
+        time.sleep(0.05)
+    assert not left() and len(list(images.parent.glob("out/*.png"))) < 300
