@@ -54,9 +54,13 @@ class FaceLandmarkDataModule(ResumableDataModule):
             validated as such, the same in every epoch: that is what the generator is for.
         seed: of order and changes, functions of (seed, epoch) and (seed, epoch, index).
 
-    Raises:
-        ValueError: an argument is impossible.
+    Attributes:
+        train_set: the training faces, from `setup` on.
+        val_set: the validation faces, from `setup` on.
     """
+
+    train_set: FaceDataset
+    val_set: FaceDataset
 
     def __init__(
         self,
@@ -92,8 +96,6 @@ class FaceLandmarkDataModule(ResumableDataModule):
         self.augmentation = (augmentation or LandmarkAugmentation()) if augment else None
         self.roots = [root for root in (train_root, val_root) if root is not None]
         self.synthetic = any(is_synthetic(root) for root in self.roots)
-        self.train_set: FaceDataset | None = None
-        self.val_set: FaceDataset | None = None
 
     def check(self, command: str) -> None:
         """Refuse data that `command` could not use; folders of images are packed for that."""
@@ -101,14 +103,14 @@ class FaceLandmarkDataModule(ResumableDataModule):
             raise ValueError(f"{command} needs a FERPlusDataModule, got a {type(self).__name__}")
         self.setup("fit")
         self.train_dataloader()  # refuses a batch larger than the data
-        self.validation_images = len(self.val_set) if self.val_set else 0
+        self.validation_images = len(self.val_set)
 
     @property
     def fingerprint(self) -> str:
         """Hash of the cropped faces and landmarks, training and validation; the same for both kinds of folders."""
         self.setup("fit")
-        parts = [dataset.faces.fingerprint for dataset in (self.train_set, self.val_set) if dataset is not None]
-        return hashlib.sha256("".join(parts).encode()).hexdigest()[:16]
+        both = self.train_set.faces.fingerprint + self.val_set.faces.fingerprint
+        return hashlib.sha256(both.encode()).hexdigest()[:16]
 
     def prepare_data(self) -> None:
         """Pack folders of images, each once; on one process of a machine."""
@@ -117,54 +119,40 @@ class FaceLandmarkDataModule(ResumableDataModule):
 
     def setup(self, stage: str) -> None:
         """Open the faces for training and validation, once."""
-        if self.train_set is not None:
+        if hasattr(self, "train_set"):
             return
-        training, validation = self._split() if self.val_root is None else self._open_both(self.val_root)
+        training = self._open(self.train_root)
+        if self.val_root is None:
+            held_out = hold_out(training.names, self.val_fraction or 0)
+            training, validation = training.select(~held_out), training.select(held_out)
+        else:
+            validation = self._open(self.val_root)
+        training = _at_least(self.min_face_size, training, "training")
+        validation = _at_least(self.val_min_face_size, validation, "validation")
         if not all(is_synthetic(root) for root in self.roots):  # tests and demonstrations do share
             refuse_shared(training, validation)
         degraded = self.augmentation if self.augmentation and self.augmentation.changes_input else None
         self.train_set = FaceDataset(training, self.augmentation, self.seed)
         self.val_set = FaceDataset(validation, degraded, self.seed, still=True)
 
-    def _open_both(self, val_root: str) -> tuple[FaceSet, FaceSet]:
-        training = self._open(self.train_root).at_least(self.min_face_size)
-        validation = self._open(val_root).at_least(self.val_min_face_size)
-        _say(training.summary)
-        _say(validation.summary)
-        return training, validation
-
-    def _split(self) -> tuple[FaceSet, FaceSet]:
-        """Training and validation faces out of one folder."""
-        faces = self._open(self.train_root)
-        held_out = hold_out(faces.names, self.val_fraction or 0)
-        training = ~held_out & (faces.crop_sides >= self.min_face_size)
-        validation = held_out & (faces.crop_sides >= self.val_min_face_size)
-        if not training.any() or not validation.any():
-            raise ValueError(
-                f"val_fraction {self.val_fraction} of {self.train_root} leaves {training.sum()} faces for training and"
-                f" {validation.sum()} for validation; change it, or give val_root"
-            )
-        _say(f"{faces.summary}; {training.sum()} faces for training, {validation.sum()} for validation")
-        return faces.select(training), faces.select(validation)
-
     def _open(self, root: str) -> FaceSet:
         return open_faces(Path(root), self.hr_size, self.crop_margin)
 
     def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
-        return self._loader(self.train_set, training=True)
+        return self.make_loader(self.train_set, training=True)
 
     def val_dataloader(self) -> DataLoader[dict[str, Tensor]]:
-        return self._loader(self.val_set, training=False)
-
-    def _loader(self, dataset: FaceDataset | None, training: bool) -> DataLoader[dict[str, Tensor]]:
-        if dataset is None:
-            raise RuntimeError("FaceLandmarkDataModule.setup() has to run before its dataloaders are asked for")
-        return self.make_loader(dataset, training=training)
+        return self.make_loader(self.val_set, training=False)
 
     def on_after_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int) -> dict[str, Tensor]:
         return complete_batch(batch, self.augmentation, self.heatmap_sigma)
 
 
-@rank_zero_only
-def _say(summary: str) -> None:
-    print(summary, flush=True)
+def _at_least(min_face_size: float, faces: FaceSet, purpose: str) -> FaceSet:
+    """Return the faces whose crop square has at least this side in original pixels; say how many."""
+    used = faces.select(faces.crop_sides >= min_face_size)
+    counted = f"{len(used)} faces of at least {min_face_size} px for {purpose}, of {faces.summary}"
+    if not len(used):
+        raise ValueError(f"{counted}; change the smallest size or val_fraction, or add faces")
+    rank_zero_only(print)(counted, flush=True)
+    return used
