@@ -18,7 +18,9 @@ def prepare(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--landmarks", type=Path, help="the DIC authors' annotation .pkl, or a CSV name,x0,y0,...")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--hr_size", type=int, default=128, help="side of the faces, px (default %(default)s)")
-    parser.add_argument("--margin", type=float, default=1.3, help="crop side over landmark box side (%(default)s)")
+    parser.add_argument(
+        "--margin", type=float, default=1.3, help="crop side as a multiple of the landmark box side (%(default)s)"
+    )
     parser.add_argument("--min_face_size", type=float, default=0, help="smallest crop side in original px")
     options = parser.parse_args(args)
     try:

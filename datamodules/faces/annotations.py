@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,8 +33,6 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
 CSV_HEADER = ("name", *(f"{axis}{point}" for point in range(NUM_LANDMARKS) for axis in "xy"))
 
 _PTS = re.compile(r"\s*version:\s*1\s+n_points:\s*\d+\s*\{(.*)\}\s*", re.DOTALL)
-
-_T = TypeVar("_T")
 
 ReadLandmarks = Callable[[], NDArray[np.float64]]  # 68,2 zero-based pixels, or a FaceError
 
@@ -56,31 +54,23 @@ class FaceFiles:
 
 
 def find_faces(root: Path, annotations: Path | None = None) -> FaceFiles:
-    """List a folder of face images with their landmarks.
-
-    Args:
-        root: folder of the images.
-        annotations: `.pkl` or `.csv` with the landmarks; None: `.pts` files beside the images.
+    """List a folder of face images with their landmarks, from a `.pkl` or `.csv`, or from `.pts` files beside them.
 
     Raises:
         ValueError: folder or file is missing, holds no landmarks, is damaged as a whole, or has one name twice.
     """
     files = [Path(entry) for entry in _list(root)]
     images = _by_name((path.name, path) for path in files if path.suffix.lower() in IMAGE_SUFFIXES)
+    readers = {".pkl": _read_pkl, ".csv": _read_csv}
     landmarks: dict[str, ReadLandmarks]
     if annotations is None:
         landmarks = {path.stem: partial(read_pts, path) for path in files if path.suffix.lower() == ".pts"}
-        if not landmarks:
-            raise ValueError(f"{root.resolve()}: no .pts files, expected NAME.pts beside NAME{IMAGE_SUFFIXES[0]}")
-        return FaceFiles(images, landmarks)
-    readers = {".pkl": _read_pkl, ".csv": _read_csv}
-    if annotations.suffix.lower() not in readers:
-        raise ValueError(f"{annotations}: expected a {' or '.join(readers)} file of landmarks")
-    if not annotations.is_file():
-        raise ValueError(f"file of landmarks not found: {annotations.resolve()}")
-    landmarks = _by_name(readers[annotations.suffix.lower()](annotations))
+    elif annotations.suffix.lower() not in readers or not annotations.is_file():
+        raise ValueError(f"landmarks not found: {annotations.resolve()}, expected a .pkl or .csv file")
+    else:
+        landmarks = _by_name(readers[annotations.suffix.lower()](annotations))
     if not landmarks:
-        raise ValueError(f"{annotations}: holds no face")
+        raise ValueError(f"{annotations or root.resolve()}: no landmarks, expected NAME.pts beside NAME.jpg, or a file")
     return FaceFiles(images, landmarks)
 
 
@@ -100,9 +90,9 @@ def _list(root: Path) -> list[os.DirEntry[str]]:
     return sorted(files, key=lambda entry: entry.name)
 
 
-def _by_name(entries: Iterable[tuple[str, _T]]) -> dict[str, _T]:
+def _by_name(entries: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     """Entries by file name without suffix; a suffix that is not an image's belongs to the name."""
-    by_name: dict[str, _T] = {}
+    by_name: dict[str, Any] = {}
     for file_name, entry in entries:
         stem, suffix = os.path.splitext(file_name)
         name = stem if suffix.lower() in IMAGE_SUFFIXES else file_name
@@ -113,11 +103,7 @@ def _by_name(entries: Iterable[tuple[str, _T]]) -> dict[str, _T]:
 
 
 def as_landmarks(values: Any, where: str) -> NDArray[np.float64]:
-    """Check 68 pairs of finite numbers, or of their texts; return them as float64 68,2.
-
-    Raises:
-        FaceError: they are something else; the message begins with `where`.
-    """
+    """Return 68 pairs of finite numbers, or of their texts, as float64 68,2; raise a FaceError that names `where`."""
     points: list[tuple[float, float]] = []
     try:
         for pair in values:  # never as one array: lists of the same lists would explode
@@ -135,21 +121,20 @@ def as_landmarks(values: Any, where: str) -> NDArray[np.float64]:
 
 
 def read_pts(path: Path) -> NDArray[np.float64]:
-    """Read 68 landmarks of the iBUG format: float64 68,2, (x, y) in image pixels, zero-based (the file's minus one).
+    """Read landmarks of the iBUG format: float64 68,2, (x, y) in image pixels, zero-based (the file's minus one).
 
     Raises:
         FaceError: the file is anything else.
     """
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise FaceError("unreadable landmarks", f"{path}: not a readable text file ({error})") from error
-    parts = _PTS.fullmatch(text)
-    if parts is None:
+        parts = _PTS.fullmatch(text)
+        if parts is None:
+            raise ValueError(f"found {reprlib.repr(text)}")
+    except (OSError, ValueError) as error:
         raise FaceError(
-            "unreadable landmarks",
-            f"{path}: found {reprlib.repr(text)}, expected 'version: 1 n_points: {NUM_LANDMARKS} {{ points }}'",
-        )
+            "unreadable landmarks", f"{path}: {error}, expected 'version: 1 n_points: 68 {{...}}'"
+        ) from error
     return as_landmarks([line.split() for line in parts[1].splitlines() if line.strip()], str(path)) - 1
 
 

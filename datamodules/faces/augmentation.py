@@ -32,9 +32,7 @@ _LIMITS = {
 
 
 class LandmarkAugmentation:
-    """Random changes of faces with landmarks; by default the mirror image of half of them.
-
-    Every change is drawn uniformly up to the limit given here, and a limit of 0 turns it off.
+    """Random changes of faces with landmarks, drawn uniformly up to the limits given here; 0 turns a change off.
 
     Args:
         flip: probability of the mirror image.
@@ -68,9 +66,7 @@ class LandmarkAugmentation:
                 raise ValueError(f"{name} is {value}, expected {lowest} to {highest}")
 
     def draw(self, seed: int, epoch: int, index: int, lr_size: int, still: bool = False) -> dict[str, Tensor]:
-        """Draw what happens to one face, whatever is turned on, so that no change alters the draw of another.
-
-        With `still` the face is neither mirrored nor moved, as for validation.
+        """Draw what happens to one face: the same whatever is turned on. With `still` it is not mirrored or moved.
 
         Returns:
             `draws`: float32 10, uniform in [0, 1], in the order of `DRAWN`; with noise also `noise`: float32 1,h,h,
@@ -108,16 +104,15 @@ class LandmarkAugmentation:
     def degrade(self, lr: Tensor, draws: Tensor, noise: Tensor | None) -> Tensor:
         """Degrade low-resolution images, uint8 B,3,h,h, as was drawn (B,10; noise B,1,h,h or None)."""
         drawn = dict(zip(DRAWN, draws.unbind(1), strict=True))
-        if self.blur or self.contrast or self.noise:
-            levels = lr.float()
-            if self.blur:
-                levels = gaussian_blur(levels, drawn["blur"] * self.blur, self.blur)
-            if self.contrast:
-                factor = 1 + _around_zero(drawn["contrast"], self.contrast)
-                levels = 127.5 + (levels - 127.5) * factor[:, None, None, None]
-            if noise is not None:
-                levels = levels + noise * (drawn["noise"] * self.noise)[:, None, None, None]
-            lr = round_levels(levels)
+        levels = lr.float()
+        if self.blur:
+            levels = gaussian_blur(levels, drawn["blur"] * self.blur, self.blur)
+        if self.contrast:
+            factor = 1 + _around_zero(drawn["contrast"], self.contrast)
+            levels = 127.5 + (levels - 127.5) * factor[:, None, None, None]
+        if noise is not None:
+            levels = levels + noise * (drawn["noise"] * self.noise)[:, None, None, None]
+        lr = round_levels(levels)
         if self.jpeg is not None:
             qualities = (self.jpeg + drawn["jpeg"] * (100 - self.jpeg)).round().int().tolist()
             lr = code_as_jpeg(lr, qualities)
@@ -142,24 +137,15 @@ def move_faces(hr: Tensor, landmarks: Tensor, angle: Tensor, factor: Tensor, off
         offset: B,2, (x, y) in HR pixels.
     """
     side = hr.shape[-1]
-    centre = (side - 1) / 2
-    cos, sin = torch.cos(angle), torch.sin(angle)
-    rotation = torch.stack([torch.stack([cos, -sin], -1), torch.stack([sin, cos], -1)], -2)  # B,2,2
-    forward, backward = rotation * factor[:, None, None], rotation.mT / factor[:, None, None]
-    moved = _turn(landmarks - centre, forward) + centre + offset[:, None]
+    centre = complex(side - 1, side - 1) / 2  # points as x + iy: one factor rotates and scales, in full precision
+    turn, shift = torch.polar(factor, angle)[:, None], torch.view_as_complex(offset)[:, None]
+    moved = (torch.view_as_complex(landmarks) - centre) * turn + centre + shift
     axis = torch.arange(side, device=hr.device, dtype=torch.float32)
-    pixels = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), dim=-1).flatten(0, 1)  # H*H,2, rows of (x, y)
-    origins = _turn(pixels - centre - offset[:, None], backward) + centre  # where each pixel comes from
-    grid = ((2 * origins + 1) / side - 1).unflatten(1, (side, side))  # the image spans -1 ... 1
+    pixels = torch.complex(*torch.meshgrid(axis, axis, indexing="xy")).flatten()  # H*H
+    origins = (pixels - centre - shift) / turn + centre  # B,H*H: where each pixel comes from
+    grid = ((2 * torch.view_as_real(origins) + 1) / side - 1).unflatten(1, (side, side))  # the image spans -1 ... 1
     images = grid_sample(hr.float(), grid, mode="bicubic", padding_mode="reflection", align_corners=False)
-    return round_levels(images), moved
-
-
-def _turn(points: Tensor, matrix: Tensor) -> Tensor:
-    """B,N,2 times B,2,2; written out, because a matrix product may run in reduced precision on a GPU."""
-    x, y = points[..., 0], points[..., 1]
-    rows = [matrix[:, row, 0, None] * x + matrix[:, row, 1, None] * y for row in range(2)]
-    return torch.stack(rows, dim=-1)
+    return round_levels(images), torch.view_as_real(moved)
 
 
 def to_gray(images: Tensor) -> Tensor:
@@ -174,8 +160,8 @@ def gaussian_blur(images: Tensor, sigma: Tensor, largest: float) -> Tensor:
 
     Args:
         images: float B,C,h,h.
-        sigma: standard deviations in pixels, B; 0 leaves the image as it is.
-        largest: upper bound of `sigma`.
+        sigma: standard deviations in pixels, B, 0 to `largest`; 0 leaves the image as it is.
+        largest: determines the filter's size.
     """
     radius = math.ceil(3 * largest)
     steps = torch.arange(-radius, radius + 1, device=images.device)

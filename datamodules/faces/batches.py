@@ -46,10 +46,7 @@ def complete_batch(
 ) -> dict[str, Tensor]:
     """Apply the augmentation drawn for a batch, then add the network's input `lr` and its heatmap target `heatmaps`.
 
-    Args:
-        batch: what `FaceDataset` serves, collated; shapes in `datamodules.faces.datamodule`.
-        augmentation: what drew; unused where the batch has no `draws`.
-        heatmap_sigma: standard deviation of the target's Gaussians, heatmap pixels.
+    Shapes are those of `datamodules.faces.datamodule`; `heatmap_sigma` is in heatmap pixels.
     """
     hr, landmarks = batch["hr"], batch["landmarks"]
     drawn = augmentation if "draws" in batch else None

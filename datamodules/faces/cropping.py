@@ -47,16 +47,10 @@ def read_image(path: Path) -> Image.Image:
 def crop_face(
     image: Image.Image, landmarks: NDArray[np.float64], size: int, margin: float
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Cut a square around the landmarks and resize it with PIL's bicubic filter.
+    """Cut a square around the landmarks (68,2, zero-based pixels) and resize it with PIL's bicubic filter.
 
     The square's centre is that of the landmarks' bounding box, its side the box's larger side times `margin`. Where it
     reaches beyond the image, the image is continued by reflection.
-
-    Args:
-        image: RGB.
-        landmarks: float64 68,2, zero-based pixels of `image`.
-        size: side of the result in pixels.
-        margin: side of the square over the larger side of the landmarks' box.
 
     Returns:
         The crop, uint8 size,size,3, and its landmarks, float32 68,2, in its pixels. The mapping is exact: pixel

@@ -35,8 +35,6 @@ FORMAT = "superfer-faces-1"
 
 IMAGES, LANDMARKS, MANIFEST = "images.npy", "landmarks.npy", "manifest.json"
 
-CACHE_FOLDER = ".superfer_cache"
-
 
 @dataclass(frozen=True)
 class FaceSet:
@@ -88,18 +86,10 @@ def check_crop(hr_size: int, margin: float) -> None:
 def pack_faces(
     root: Path, annotations: Path | None, out: Path, hr_size: int, margin: float, min_face_size: float = 0
 ) -> FaceSet:
-    """Cut out all faces of a folder and write a prepared folder; faces that cannot be used are left out and listed.
+    """Cut out all faces of a folder and replace `out` by a prepared folder of them, which is returned open.
 
-    Args:
-        root: folder of the images.
-        annotations: see `datamodules.faces.annotations.find_faces`.
-        out: folder to write; what is there is replaced.
-        hr_size: side of the faces in pixels, a multiple of 64.
-        margin: side of the square crop over the larger side of the landmarks' box, at least 1.
-        min_face_size: smallest side of the crop square in original pixels.
-
-    Returns:
-        The faces, which stay readable if another process replaces the folder.
+    Faces that cannot be used are left out and listed, as are those whose crop has less than `min_face_size` original
+    pixels a side. What is returned stays readable if another process replaces the folder.
 
     Raises:
         ValueError: an argument is impossible, the source is unusable as a whole, or no face is left.
@@ -176,7 +166,7 @@ def open_faces(root: Path, hr_size: int, margin: float) -> FaceSet:
 
 def _open_raw(root: Path, hr_size: int, margin: float) -> FaceSet:
     """Open the pack that belongs to a folder of images; pack them first where there is none that fits."""
-    cache = root / CACHE_FOLDER / f"faces_{hr_size}_{margin}"
+    cache = root / ".superfer_cache" / f"faces_{hr_size}_{margin}"
     with contextlib.suppress(ValueError):  # there is none yet, or it is damaged, or of other files
         return _open_prepared(cache, hr_size, margin, sources=identify_files(root))
     print(f"{root}: cutting faces out and packing them in {cache}", flush=True)

@@ -174,6 +174,7 @@ def test_setup_says_what_was_kept(root: Path, capsys: pytest.CaptureFixture[str]
     for purpose in ("training", "validation"):
         assert f"7 faces of at least 0 px for {purpose}, of {root}: 7 faces; left out 0\n" in printed
     module.setup("fit")
+    module.prepare_data()
     assert capsys.readouterr().out == ""  # nothing is read twice
 
 

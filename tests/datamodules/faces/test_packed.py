@@ -113,7 +113,7 @@ def test_a_folder_without_a_usable_face_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"folder of faces not found: .*nowhere"):
         open_faces(tmp_path / "nowhere", 64, 1.3)
     write_image(tmp_path, "a")
-    with pytest.raises(ValueError, match=r"no \.pts files"):
+    with pytest.raises(ValueError, match=r"no landmarks, expected NAME\.pts beside"):
         open_faces(tmp_path, 64, 1.3)
     write_pts(tmp_path / "b.pts", points())
     with pytest.raises(
@@ -198,7 +198,7 @@ def test_what_cannot_be_prepared_exits_with_2_and_leaves_nothing(
     args = [f"--faces={faces}", f"--out={out}"]
     assert "folder of faces not found" in _refused(args, capsys)
     write_image(faces, "a")
-    assert "no .pts files" in _refused(args, capsys)
+    assert "no landmarks, expected NAME.pts beside NAME.jpg" in _refused(args, capsys)
     write_pts(faces / "b.pts", points())
     message = _refused(args, capsys)
     assert "no face left to use: 0 faces; left out 2; image without landmarks: 1 (such as a)" in message
