@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from commands.console import Parser
-from datamodules.faces.packed import IMAGES, LANDMARKS, MANIFEST, describe_left_out, pack_faces
+from datamodules.faces.packed import IMAGES, LANDMARKS, MANIFEST, pack_faces
 from datamodules.synthetic import SYNTHETIC_MARKER
 
 
@@ -18,22 +18,23 @@ def prepare(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--landmarks", type=Path, help="the DIC authors' annotation .pkl, or a CSV name,x0,y0,...")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--hr_size", type=int, default=128, help="side of the faces, px (default %(default)s)")
-    parser.add_argument("--margin", type=float, default=1.3, help="crop over landmark box (default %(default)s)")
+    parser.add_argument(
+        "--margin", type=float, default=1.3, help="crop side as a multiple of the landmark box side (%(default)s)"
+    )
     parser.add_argument("--min_face_size", type=float, default=0, help="smallest crop side in original px")
     options = parser.parse_args(args)
     try:
         _refuse_foreign(options.out)
-        manifest = pack_faces(
+        faces = pack_faces(
             options.faces, options.landmarks, options.out, options.hr_size, options.margin, options.min_face_size
         )
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    print(f"{options.out}: {len(manifest['names'])} faces; {describe_left_out(manifest)}")
-    print(f"the whole list is in {options.out / MANIFEST}")
+    print(f"{options.out}: {faces.summary}; the whole list is in {MANIFEST}")
 
 
 def _refuse_foreign(out: Path) -> None:
-    """A prepared folder may be replaced; anything else may be somebody's work."""
+    """Refuse to replace anything but a prepared folder: it may be somebody's work."""
     present = {path.name for path in out.iterdir()} if out.is_dir() else {out.name} if out.exists() else set()
     ours = {IMAGES, LANDMARKS, MANIFEST, SYNTHETIC_MARKER} if MANIFEST in present else set()
     if present - ours:

@@ -20,7 +20,7 @@ _NUMBER_CODE = re.compile(r"[biufc]\d{1,2}")  # numpy's names of booleans, integ
 
 
 class _RefusedError(pickle.UnpicklingError):
-    """The pickle asks for something that plain data do not need."""
+    pass
 
 
 def load_plain_pickle(path: Path) -> Any:
@@ -54,24 +54,21 @@ class _PlainUnpickler(pickle.Unpickler):
                 f"it asks for {module}.{name}, expected plain containers, numbers and arrays of numbers"
             )
         # A file can set attributes of what it is given: of this object, which ends with it, and not of our function.
-        return partial(admitted) if admitted in _STAND_INS else admitted
+        return partial(admitted) if callable(admitted) else admitted
 
 
 class _Dtype:
-    """Stands for `numpy.dtype`."""
-
     def __init__(self, code: str, *_: Any) -> None:
         if not _NUMBER_CODE.fullmatch(code):
             raise _RefusedError(f"it holds an array of {code!r}, expected arrays of numbers")
         self.numpy = np.dtype(code)
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
-        """Take the byte order from numpy's state of a dtype: (version, byte order, ...)."""
-        self.numpy = self.numpy.newbyteorder(state[1])
+        self.numpy = self.numpy.newbyteorder(state[1])  # (version, byte order, ...)
 
 
 class _Array(np.ndarray):
-    """An array that `_reconstruct` made empty, and that takes only numbers, and only as many as its shape asks for."""
+    """Takes only numbers, and only as many as its shape asks for."""
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:  # type: ignore[override]
         _, shape, dtype, fortran, content = state
@@ -81,7 +78,7 @@ class _Array(np.ndarray):
 
 
 def _fill(content: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
-    """Stands for `numpy.core.numeric._frombuffer`: an array, in this machine's byte order, from its bytes."""
+    """Make an array, in this machine's byte order, of its bytes."""
     if not isinstance(dtype, _Dtype):
         raise _RefusedError("it holds an array of no known type, expected arrays of numbers")
     data = content.encode("latin1") if isinstance(content, str) else content
@@ -89,33 +86,18 @@ def _fill(content: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
     return numbers.reshape(shape, order="F" if order == "F" else "C")
 
 
-def _reconstruct(kind: object, *_: Any) -> _Array:
-    """Stands for `numpy.core.multiarray._reconstruct`: an empty array, to be filled by its state."""
-    if kind is not _NDARRAY:
-        raise _RefusedError("it holds an array of an unknown class, expected arrays of numbers")
-    return _Array((0,), dtype=np.int8)
+def _reconstruct(*_: Any) -> _Array:
+    return _Array((0,), dtype=np.int8)  # to be filled by its state
 
 
 def _scalar(dtype: Any, content: Any) -> np.generic:
-    """Stands for `numpy.core.multiarray.scalar`."""
     return _fill(content, dtype, (1,), "C")[0]
 
 
-def _encode(text: str, encoding: str) -> bytes:
-    """Stands for `_codecs.encode`, by which protocol 2 stores bytes."""
-    if encoding not in ("latin1", "latin-1"):
-        raise _RefusedError(f"it encodes a text as {encoding!r}, expected 'latin1'")
-    return text.encode("latin1")
-
-
-_NDARRAY = object()  # an argument of `_reconstruct`; pickles of arrays never call the class itself
-
-_STAND_INS = (_encode, _Dtype, _reconstruct, _scalar, _fill)
-
 _ADMITTED: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): dict,  # which keeps the order too, and has no attributes to be set
-    ("_codecs", "encode"): _encode,
-    ("numpy", "ndarray"): _NDARRAY,
+    ("_codecs", "encode"): str.encode,  # by which protocol 2 stores bytes
+    ("numpy", "ndarray"): object(),  # an argument of `_reconstruct`; pickles of arrays never call the class itself
     ("numpy", "dtype"): _Dtype,
     ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
     ("numpy.core.multiarray", "scalar"): _scalar,

@@ -1,14 +1,7 @@
 """Find the landmarks of a folder of images: in `.pts` files, in the DIC authors' `.pkl`, or in a CSV.
 
-- `NAME.pts` beside every image, in the format of the iBUG annotations, **one-based**: 1.0 is the first pixel's centre.
-
-      version: 1
-      n_points: 68
-      {
-      89.688 165.762
-      ...
-      }
-
+- `NAME.pts` beside every image, in the format of the iBUG annotations (lines `version: 1`, `n_points: 68`, `{`, 68 of
+  `x y`, `}`), **one-based**: 1.0 is the first pixel's centre.
 - The `.pkl` of the authors of DIC, for CelebA and Helen: a pickled dictionary of image names, with or without suffix,
   to `{"landmark": 68 x 2 numbers, "bbox": ...}`. Landmarks are (x, y) in pixels, **zero-based**; the box is not used.
 - A CSV with the header `name,x0,y0,...,x67,y67`, one row per face, **zero-based** pixels as well.
@@ -26,9 +19,8 @@ import reprlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import zip_longest
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,77 +30,48 @@ from storage.pickles import load_plain_pickle
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
 
-_SUFFIXES = (*IMAGE_SUFFIXES, ".pts")
-
 CSV_HEADER = ("name", *(f"{axis}{point}" for point in range(NUM_LANDMARKS) for axis in "xy"))
 
-_PTS = re.compile(r"\s*version:\s*1\s+n_points:\s*(\d{1,9})\s*\{(.*)\}\s*", re.DOTALL)
-
-_T = TypeVar("_T")
-
-Reason = Literal[
-    "unreadable image",
-    "unreadable landmarks",
-    "wrong number of landmarks",
-    "landmarks outside the image",
-    "face too small",
-    "image without landmarks",
-    "landmarks without image",
-]
+_PTS = re.compile(r"\s*version:\s*1\s+n_points:\s*\d+\s*\{(.*)\}\s*", re.DOTALL)
 
 ReadLandmarks = Callable[[], NDArray[np.float64]]  # 68,2 zero-based pixels, or a FaceError
 
 
 class FaceError(ValueError):
-    """One face cannot be used; the message names the file, or the entry of an annotation file."""
+    """One face cannot be used for a reason (such faces are counted by it); the message names the file or entry."""
 
-    def __init__(self, reason: Reason, message: str) -> None:
+    def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
-        self.reason: Reason = reason
+        self.reason = reason
 
 
 @dataclass(frozen=True)
 class FaceFiles:
-    """Images and landmarks by the image's name without suffix; either may lack what the other has.
-
-    Attributes:
-        images: where each image is.
-        landmarks: what reads the landmarks of each face.
-        source: folder of the images, and the annotation file if there is one, for messages.
-    """
+    """Images and what reads their landmarks, by the image's name without suffix; either may lack what the other has."""
 
     images: dict[str, Path]
     landmarks: dict[str, ReadLandmarks]
-    source: str
 
 
 def find_faces(root: Path, annotations: Path | None = None) -> FaceFiles:
-    """List a folder of face images with their landmarks.
-
-    Args:
-        root: folder of the images.
-        annotations: `.pkl` or `.csv` with the landmarks; None: `.pts` files beside the images.
+    """List a folder of face images with their landmarks, from a `.pkl` or `.csv`, or from `.pts` files beside them.
 
     Raises:
         ValueError: folder or file is missing, holds no landmarks, is damaged as a whole, or has one name twice.
     """
     files = [Path(entry) for entry in _list(root)]
     images = _by_name((path.name, path) for path in files if path.suffix.lower() in IMAGE_SUFFIXES)
+    readers = {".pkl": _read_pkl, ".csv": _read_csv}
     landmarks: dict[str, ReadLandmarks]
     if annotations is None:
         landmarks = {path.stem: partial(read_pts, path) for path in files if path.suffix.lower() == ".pts"}
-        if not landmarks:
-            raise ValueError(f"{root.resolve()}: no .pts files, expected NAME.pts beside NAME{IMAGE_SUFFIXES[0]}")
-        return FaceFiles(images, landmarks, str(root))
-    if not annotations.is_file():
-        raise ValueError(f"file of landmarks not found: {annotations.resolve()}")
-    readers = {".pkl": _read_pkl, ".csv": _read_csv}
-    if annotations.suffix.lower() not in readers:
-        raise ValueError(f"{annotations}: expected a {' or '.join(readers)} file of landmarks")
-    landmarks = _by_name(readers[annotations.suffix.lower()](annotations))
+    elif annotations.suffix.lower() not in readers or not annotations.is_file():
+        raise ValueError(f"landmarks not found: {annotations.resolve()}, expected a .pkl or .csv file")
+    else:
+        landmarks = _by_name(readers[annotations.suffix.lower()](annotations))
     if not landmarks:
-        raise ValueError(f"{annotations}: holds no face")
-    return FaceFiles(images, landmarks, f"{root} with {annotations}")
+        raise ValueError(f"{annotations or root.resolve()}: no landmarks, expected NAME.pts beside NAME.jpg, or a file")
+    return FaceFiles(images, landmarks)
 
 
 def identify_files(root: Path) -> str:
@@ -121,73 +84,58 @@ def _list(root: Path) -> list[os.DirEntry[str]]:
     """Images and `.pts` files by name; a named pipe would never end."""
     if not root.is_dir():
         raise ValueError(f"folder of faces not found: {root.resolve()}")
+    suffixes = (*IMAGE_SUFFIXES, ".pts")
     with os.scandir(root) as entries:
-        files = [entry for entry in entries if entry.is_file() and entry.name.lower().endswith(_SUFFIXES)]
+        files = [entry for entry in entries if entry.is_file() and entry.name.lower().endswith(suffixes)]
     return sorted(files, key=lambda entry: entry.name)
 
 
-def _by_name(entries: Iterable[tuple[str, _T]]) -> dict[str, _T]:
+def _by_name(entries: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     """Entries by file name without suffix; a suffix that is not an image's belongs to the name."""
-    by_name: dict[str, _T] = {}
-    first: dict[str, str] = {}
+    by_name: dict[str, Any] = {}
     for file_name, entry in entries:
-        stem, dot, suffix = file_name.rpartition(".")
-        name = stem if dot + suffix.lower() in IMAGE_SUFFIXES else file_name
+        stem, suffix = os.path.splitext(file_name)
+        name = stem if suffix.lower() in IMAGE_SUFFIXES else file_name
         if name in by_name:
-            raise ValueError(f"two entries for one face: {first[name]} and {file_name}; keep one of them")
-        by_name[name], first[name] = entry, file_name
+            raise ValueError(f"two entries for the face {name!r}, the second is {file_name}; keep one of them")
+        by_name[name] = entry
     return by_name
 
 
 def as_landmarks(values: Any, where: str) -> NDArray[np.float64]:
-    """Check 68 pairs of finite numbers, or of their texts.
-
-    Returns:
-        float64 68,2.
-
-    Raises:
-        FaceError: they are something else; the message begins with `where`.
-    """
-    is_sequence = isinstance(values, list | tuple) or (isinstance(values, np.ndarray) and values.ndim)
-    points = []
-    for number, pair in enumerate(values if is_sequence else ()):  # in an array, lists of the same lists would explode
-        try:
+    """Return 68 pairs of finite numbers, or of their texts, as float64 68,2; raise a FaceError that names `where`."""
+    points: list[tuple[float, float]] = []
+    try:
+        for pair in values:  # never as one array: lists of the same lists would explode
             x, y = map(float, pair)
-        except (TypeError, ValueError, OverflowError):
-            x = y = math.nan
-        if not (math.isfinite(x) and math.isfinite(y)):
-            raise FaceError(
-                "unreadable landmarks",
-                f"{where}, point {number}: found {reprlib.repr(pair)}, expected two finite numbers",
-            )
-        points.append((x, y))
+            if not math.isfinite(x + y):
+                raise ValueError(f"found {x}, {y}")
+            points.append((x, y))
+    except (TypeError, ValueError, OverflowError) as error:
+        raise FaceError(
+            "unreadable landmarks", f"{where}, point {len(points)}: {error}, expected two finite numbers"
+        ) from error
     if len(points) != NUM_LANDMARKS:
         raise FaceError("wrong number of landmarks", f"{where}: found {len(points)} points, expected {NUM_LANDMARKS}")
     return np.array(points)
 
 
 def read_pts(path: Path) -> NDArray[np.float64]:
-    """Read 68 landmarks of the iBUG format.
-
-    Returns:
-        float64 68,2, (x, y) in image pixels, zero-based: the file's values minus one.
+    """Read landmarks of the iBUG format: float64 68,2, (x, y) in image pixels, zero-based (the file's minus one).
 
     Raises:
         FaceError: the file is anything else.
     """
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise FaceError("unreadable landmarks", f"{path}: not a readable text file ({error})") from error
-    parts = _PTS.fullmatch(text)
-    if parts is None:
+        parts = _PTS.fullmatch(text)
+        if parts is None:
+            raise ValueError(f"found {reprlib.repr(text)}")
+    except (OSError, ValueError) as error:
         raise FaceError(
-            "unreadable landmarks",
-            f"{path}: found {reprlib.repr(text)}, expected 'version: 1 n_points: {NUM_LANDMARKS} {{ points }}'",
-        )
-    if int(parts[1]) != NUM_LANDMARKS:
-        raise FaceError("wrong number of landmarks", f"{path}: n_points is {parts[1]}, expected {NUM_LANDMARKS}")
-    return as_landmarks([line.split() for line in parts[2].splitlines() if line.strip()], str(path)) - 1
+            "unreadable landmarks", f"{path}: {error}, expected 'version: 1 n_points: 68 {{...}}'"
+        ) from error
+    return as_landmarks([line.split() for line in parts[1].splitlines() if line.strip()], str(path)) - 1
 
 
 def _read_pkl(path: Path) -> Iterator[tuple[str, ReadLandmarks]]:
@@ -206,14 +154,13 @@ def _read_csv(path: Path) -> Iterator[tuple[str, ReadLandmarks]]:
             header = tuple(next(rows, ()))
             if header != CSV_HEADER:
                 raise ValueError(f"{path}, line 1: found {','.join(header[:4])!r}..., expected name,x0,y0,...,x67,y67")
-            for row in rows:
-                if row:
-                    # One text: 200,000 faces are 250 MB, and gigabytes as separate words.
-                    yield row[0], partial(_parse_row, ",".join(row[1:]), f"{path}, line {rows.line_num}")
+            for row in filter(None, rows):
+                # One text: 200,000 faces are 250 MB, and gigabytes as separate words.
+                yield row[0], partial(_parse_row, ",".join(row[1:]), f"{path}, line {rows.line_num}")
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path}: not a CSV of landmarks ({error})") from error
 
 
 def _parse_row(text: str, where: str) -> NDArray[np.float64]:
     words = text.split(",")
-    return as_landmarks(list(zip_longest(words[::2], words[1::2])), where)
+    return as_landmarks([words[at : at + 2] for at in range(0, len(words), 2)], where)

@@ -1,7 +1,6 @@
 """Random changes of training faces with landmarks, so that a generator learns the images it will be used on.
 
-What happens to a face is drawn in the data set from (seed, epoch, index) alone and travels with it; whole batches are
-changed on the device that trains:
+They are drawn in the data set from (seed, epoch, index) alone, and applied to whole batches on the training device:
 
 1. HR faces and landmarks: flip, rotation, scale, shift; heatmaps are drawn from the landmarks afterwards.
 2. HR faces: gray.
@@ -26,11 +25,14 @@ DRAWN = ("flip", "rotation", "scale", "shift_x", "shift_y", "gray", "blur", "con
 
 _UNMOVED = (1.0, 0.5, 0.5, 0.5, 0.5)  # draws of flip, rotation, scale and shift with which a face stays as it is
 
+_LIMITS = {
+    "flip": (0, 1), "rotation": (0, 180), "scale": (0, 0.9), "shift": (0, 0.5), "gray": (0, 1),
+    "blur": (0, 5), "contrast": (0, 0.9), "noise": (0, 255), "jpeg": (1, 100),
+}  # fmt: skip
+
 
 class LandmarkAugmentation:
-    """Random changes of faces with landmarks; by default the mirror image of half of them.
-
-    Every change is drawn uniformly up to the limit given here, and a limit of 0 turns it off.
+    """Random changes of faces with landmarks, drawn uniformly up to the limits given here; 0 turns a change off.
 
     Args:
         flip: probability of the mirror image.
@@ -56,23 +58,15 @@ class LandmarkAugmentation:
         noise: float = 0.0,
         jpeg: int | None = None,
     ) -> None:
-        _check("flip", flip, 0, 1)
-        _check("rotation", rotation, 0, 180)
-        _check("scale", scale, 0, 0.9)
-        _check("shift", shift, 0, 0.5)
-        _check("gray", gray, 0, 1)
-        _check("blur", blur, 0, 5)
-        _check("contrast", contrast, 0, 0.9)
-        _check("noise", noise, 0, 255)
-        if jpeg is not None:
-            _check("jpeg", jpeg, 1, 100)
         self.flip, self.rotation, self.scale, self.shift = flip, rotation, scale, shift
         self.gray, self.blur, self.contrast, self.noise, self.jpeg = gray, blur, contrast, noise, jpeg
+        for name, (lowest, highest) in _LIMITS.items():
+            value = getattr(self, name)
+            if value is not None and not lowest <= value <= highest:  # also refuses nan
+                raise ValueError(f"{name} is {value}, expected {lowest} to {highest}")
 
     def draw(self, seed: int, epoch: int, index: int, lr_size: int, still: bool = False) -> dict[str, Tensor]:
-        """Draw what happens to one face, whatever is turned on, so that no change alters the draw of another.
-
-        With `still` the face is neither mirrored nor moved, as for validation.
+        """Draw what happens to one face: the same whatever is turned on. With `still` it is not mirrored or moved.
 
         Returns:
             `draws`: float32 10, uniform in [0, 1], in the order of `DRAWN`; with noise also `noise`: float32 1,h,h,
@@ -93,15 +87,9 @@ class LandmarkAugmentation:
         return bool(self.gray or self.blur or self.contrast or self.noise or self.jpeg is not None)
 
     def change_faces(self, hr: Tensor, landmarks: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
-        """Mirror, move and gray a batch of faces with their landmarks.
-
-        Args:
-            hr: uint8 B,3,H,H.
-            landmarks: float32 B,68,2, (x, y) in HR pixels.
-            draws: float32 B,10, see `draw`.
-        """
+        """Mirror, move and gray faces, uint8 B,3,H,H, with their landmarks, float32 B,68,2, as was drawn (B,10)."""
         drawn = dict(zip(DRAWN, draws.unbind(1), strict=True))
-        mirrored = (drawn["flip"] < self.flip) & (drawn["flip"] < 1)
+        mirrored = drawn["flip"] < self.flip
         hr = torch.where(mirrored[:, None, None, None], hr.flip(-1), hr)
         landmarks = torch.where(mirrored[:, None, None], flip_landmarks(landmarks, hr.shape[-1]), landmarks)
         if self.rotation or self.scale or self.shift:
@@ -114,33 +102,21 @@ class LandmarkAugmentation:
         return hr, landmarks
 
     def degrade(self, lr: Tensor, draws: Tensor, noise: Tensor | None) -> Tensor:
-        """Make low-resolution images worse.
-
-        Args:
-            lr: uint8 B,3,h,h.
-            draws: float32 B,10, see `draw`.
-            noise: float32 B,1,h,h, standard normal; None without noise.
-        """
+        """Degrade low-resolution images, uint8 B,3,h,h, as was drawn (B,10; noise B,1,h,h or None)."""
         drawn = dict(zip(DRAWN, draws.unbind(1), strict=True))
-        if self.blur or self.contrast or self.noise:
-            levels = lr.float()
-            if self.blur:
-                levels = gaussian_blur(levels, drawn["blur"] * self.blur, self.blur)
-            if self.contrast:
-                factor = 1 + _around_zero(drawn["contrast"], self.contrast)
-                levels = 127.5 + (levels - 127.5) * factor[:, None, None, None]
-            if noise is not None:
-                levels = levels + noise * (drawn["noise"] * self.noise)[:, None, None, None]
-            lr = round_levels(levels)
+        levels = lr.float()
+        if self.blur:
+            levels = gaussian_blur(levels, drawn["blur"] * self.blur, self.blur)
+        if self.contrast:
+            factor = 1 + _around_zero(drawn["contrast"], self.contrast)
+            levels = 127.5 + (levels - 127.5) * factor[:, None, None, None]
+        if noise is not None:
+            levels = levels + noise * (drawn["noise"] * self.noise)[:, None, None, None]
+        lr = round_levels(levels)
         if self.jpeg is not None:
             qualities = (self.jpeg + drawn["jpeg"] * (100 - self.jpeg)).round().int().tolist()
             lr = code_as_jpeg(lr, qualities)
         return lr
-
-
-def _check(name: str, value: float, lowest: float, highest: float) -> None:
-    if not lowest <= value <= highest:  # also refuses nan
-        raise ValueError(f"{name} is {value}, expected {lowest} to {highest}")
 
 
 def _around_zero(uniform: Tensor, limit: float) -> Tensor:
@@ -161,24 +137,15 @@ def move_faces(hr: Tensor, landmarks: Tensor, angle: Tensor, factor: Tensor, off
         offset: B,2, (x, y) in HR pixels.
     """
     side = hr.shape[-1]
-    centre = (side - 1) / 2
-    cos, sin = torch.cos(angle), torch.sin(angle)
-    rotation = torch.stack([torch.stack([cos, -sin], -1), torch.stack([sin, cos], -1)], -2)  # B,2,2
-    forward, backward = rotation * factor[:, None, None], rotation.mT / factor[:, None, None]
-    moved = _turn(landmarks - centre, forward) + centre + offset[:, None]
+    centre = complex(side - 1, side - 1) / 2  # points as x + iy: one factor rotates and scales, in full precision
+    turn, shift = torch.polar(factor, angle)[:, None], torch.view_as_complex(offset)[:, None]
+    moved = (torch.view_as_complex(landmarks) - centre) * turn + centre + shift
     axis = torch.arange(side, device=hr.device, dtype=torch.float32)
-    pixels = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), dim=-1).flatten(0, 1)  # H*H,2, rows of (x, y)
-    origins = _turn(pixels - centre - offset[:, None], backward) + centre  # where each pixel comes from
-    grid = ((2 * origins + 1) / side - 1).unflatten(1, (side, side))  # the image spans -1 ... 1
+    pixels = torch.complex(*torch.meshgrid(axis, axis, indexing="xy")).flatten()  # H*H
+    origins = (pixels - centre - shift) / turn + centre  # B,H*H: where each pixel comes from
+    grid = ((2 * torch.view_as_real(origins) + 1) / side - 1).unflatten(1, (side, side))  # the image spans -1 ... 1
     images = grid_sample(hr.float(), grid, mode="bicubic", padding_mode="reflection", align_corners=False)
-    return round_levels(images), moved
-
-
-def _turn(points: Tensor, matrix: Tensor) -> Tensor:
-    """B,N,2 times B,2,2; written out, because a matrix product may run in reduced precision on a GPU."""
-    x, y = points[..., 0], points[..., 1]
-    rows = [matrix[:, row, 0, None] * x + matrix[:, row, 1, None] * y for row in range(2)]
-    return torch.stack(rows, dim=-1)
+    return round_levels(images), torch.view_as_real(moved)
 
 
 def to_gray(images: Tensor) -> Tensor:
@@ -189,22 +156,21 @@ def to_gray(images: Tensor) -> Tensor:
 def gaussian_blur(images: Tensor, sigma: Tensor, largest: float) -> Tensor:
     """Blur every image with its own Gaussian, continued by repetition beyond the border.
 
-    Written as a sum over shifted images, so that the result for one image does not depend on the others of its batch.
+    A sum over shifted images: the result for one image does not depend on the others of its batch.
 
     Args:
         images: float B,C,h,h.
-        sigma: standard deviations in pixels, B; 0 leaves the image as it is.
-        largest: upper bound of `sigma`.
+        sigma: standard deviations in pixels, B, 0 to `largest`; 0 leaves the image as it is.
+        largest: determines the filter's size.
     """
     radius = math.ceil(3 * largest)
     steps = torch.arange(-radius, radius + 1, device=images.device)
     weights = torch.exp(-(steps**2) / (2 * sigma[:, None].clamp_min(1e-3) ** 2))  # at 1e-3 the neighbours weigh nothing
     weights = (weights / weights.sum(1, keepdim=True)).T[..., None, None, None]  # one B,1,1,1 per shift
-    for axis in (-1, -2):
-        size = images.shape[axis]
-        padding = [radius, radius, 0, 0] if axis == -1 else [0, 0, radius, radius]
-        padded = pad(images, padding, mode="replicate")
-        images = torch.stack([weight * padded.narrow(axis, shift, size) for shift, weight in enumerate(weights)]).sum(0)
+    size = images.shape[-1]
+    for _ in range(2):  # along the rows, then along the columns
+        padded = pad(images, [radius, radius, 0, 0], mode="replicate")
+        images = torch.stack([weight * padded[..., n : n + size] for n, weight in enumerate(weights)]).sum(0).mT
     return images
 
 

@@ -15,11 +15,8 @@ from models.resampling import resize_bicubic
 class FaceDataset(Dataset[dict[str, Tensor]]):
     """Faces of a `FaceSet`, addressed by (epoch, index), with what is drawn for them from these two and the seed.
 
-    Args:
-        faces: the faces.
-        augmentation: what draws; None: faces are served as they are.
-        seed: of the draws.
-        still: for validation: the same draws in every epoch, and faces stay where they are.
+    Without `augmentation` faces are served as they are. With `still`, for validation, the draws are the same in every
+    epoch, and faces stay where they are.
     """
 
     def __init__(
@@ -49,22 +46,19 @@ def complete_batch(
 ) -> dict[str, Tensor]:
     """Apply the augmentation drawn for a batch, then add the network's input `lr` and its heatmap target `heatmaps`.
 
-    Args:
-        batch: what `FaceDataset` serves, collated; shapes in `datamodules.faces.datamodule`.
-        augmentation: what drew; unused where the batch has no `draws`.
-        heatmap_sigma: standard deviation of the target's Gaussians, heatmap pixels.
+    Shapes are those of `datamodules.faces.datamodule`; `heatmap_sigma` is in heatmap pixels.
     """
-    hr, landmarks, draws = batch["hr"], batch["landmarks"], batch.get("draws")
-    side = hr.shape[-1]
-    if augmentation is not None and draws is not None:
-        hr, landmarks = augmentation.change_faces(hr, landmarks, draws)
-    lr = resize_bicubic(hr, side // SCALE)
-    if augmentation is not None and draws is not None:
-        lr = augmentation.degrade(lr, draws, batch.get("noise"))
+    hr, landmarks = batch["hr"], batch["landmarks"]
+    drawn = augmentation if "draws" in batch else None
+    if drawn:
+        hr, landmarks = drawn.change_faces(hr, landmarks, batch["draws"])
+    lr = resize_bicubic(hr, hr.shape[-1] // SCALE)
+    if drawn:
+        lr = drawn.degrade(lr, batch["draws"], batch.get("noise"))
     return {
         "hr": hr,
         "landmarks": landmarks,
         "index": batch["index"],
         "lr": lr.float() / 255,
-        "heatmaps": landmarks_to_heatmaps(landmarks / HEATMAP_STRIDE, side // HEATMAP_STRIDE, heatmap_sigma),
+        "heatmaps": landmarks_to_heatmaps(landmarks / HEATMAP_STRIDE, hr.shape[-1] // HEATMAP_STRIDE, heatmap_sigma),
     }

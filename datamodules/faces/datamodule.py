@@ -1,11 +1,10 @@
 """Faces with 68 landmarks, for training and validating generators.
 
 A data set is a folder of images (`.jpg`, `.jpeg`, `.png`, `.bmp`), each beside a `.pts` file of the same name
-(`datamodules.faces.annotations`), or a folder that `superfer prepare` has written. The former is packed when it is
-first used. Faces are memory-mapped, however many there are. Damaged faces are left out, and counted by reason.
+(`datamodules.faces.annotations`), which is packed when it is first used, or a folder that `superfer prepare` has
+written. Faces are memory-mapped. Damaged ones are left out, and counted by reason.
 
-Low-resolution images and heatmaps are made from whole batches, on the device that trains, and so are the random changes
-of `datamodules.faces.augmentation`.
+Whole batches are augmented on the device that trains, which then makes low-resolution images and heatmaps of them.
 
 Shapes: B batch, H = W high resolution (`hr_size`), h = w = H / 8 low resolution.
 Batches: `hr` uint8 B,3,H,H; `landmarks` float32 B,68,2, (x, y) in HR pixels, whole numbers at pixel centres;
@@ -29,7 +28,7 @@ from run_state.data_position import ResumableDataModule
 
 
 class FaceLandmarkDataModule(ResumableDataModule):
-    """Serves faces with landmarks from a training and a validation folder, or from two parts of one.
+    """Serve faces with landmarks from a training and a validation folder, or from two parts of one.
 
     Training and validation never share a photograph (`datamodules.faces.splits.photograph`) or a face's exact pixels:
     that is an error, except with generated faces, whose names are mere numbers.
@@ -43,20 +42,19 @@ class FaceLandmarkDataModule(ResumableDataModule):
         batch_size: faces per optimiser step over all devices; it must divide evenly among them.
         num_workers: loading processes. Reading a face is a copy from memory, so none are needed; on few cores they
             only compete with the training.
-        heatmap_sigma: standard deviation of the Gaussians in the heatmaps that are to be found, in heatmap pixels (4 HR
-            pixels). 1 as published for faces of 128 px; on a face three times as large 3 is as wide, and can be learnt.
-        crop_margin: side of the square crop over the larger side of the landmarks' bounding box. Prepared faces must
-            have been cut out with it.
+        heatmap_sigma: standard deviation of the target heatmaps' Gaussians, in heatmap pixels (4 HR pixels). 1 as
+            published for faces of 128 px; on a face three times as large 3 is as wide, and can be learnt.
+        crop_margin: crop side over the larger side of the landmarks' bounding box. Prepared faces must have it.
         min_face_size: training faces whose crop is smaller than this many original pixels are left out.
         val_min_face_size: the same for validation faces.
-        augment: random changes of training faces.
-        augmentation: what they are; by default the mirror image of half of the faces. Gray and degraded inputs are
-            validated as such, the same in every epoch: that is what the generator is for.
+        augment: change training faces at random.
+        augmentation: how; by default half of the faces are mirrored. Gray and degraded inputs are validated as such,
+            the same in every epoch: that is what the generator is for.
         seed: of order and changes, functions of (seed, epoch) and (seed, epoch, index).
-
-    Raises:
-        ValueError: an argument is impossible.
     """
+
+    train_set: FaceDataset  # from `setup` on, as is `val_set`
+    val_set: FaceDataset
 
     def __init__(
         self,
@@ -85,15 +83,12 @@ class FaceLandmarkDataModule(ResumableDataModule):
             raise ValueError(f"val_root is {val_root!r} and val_fraction {val_fraction!r}, expected one of them")
         if val_fraction is not None and not 0 < val_fraction < 1:
             raise ValueError(f"val_fraction is {val_fraction}, expected more than 0 and less than 1")
-        self.train_root, self.val_root, self.val_fraction = train_root, val_root, val_fraction
+        self.roots = [Path(root) for root in (train_root, val_root) if root is not None]
         self.hr_size, self.crop_margin, self.heatmap_sigma = hr_size, crop_margin, heatmap_sigma
-        self.min_face_size, self.val_min_face_size = min_face_size, val_min_face_size
+        self.val_fraction, self.min_face_size, self.val_min_face_size = val_fraction, min_face_size, val_min_face_size
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
         self.augmentation = (augmentation or LandmarkAugmentation()) if augment else None
-        self.roots = [root for root in (train_root, val_root) if root is not None]
         self.synthetic = any(is_synthetic(root) for root in self.roots)
-        self.train_set: FaceDataset | None = None
-        self.val_set: FaceDataset | None = None
 
     def check(self, command: str) -> None:
         """Refuse data that `command` could not use; folders of images are packed for that."""
@@ -101,70 +96,50 @@ class FaceLandmarkDataModule(ResumableDataModule):
             raise ValueError(f"{command} needs a FERPlusDataModule, got a {type(self).__name__}")
         self.setup("fit")
         self.train_dataloader()  # refuses a batch larger than the data
-        self.validation_images = len(self.val_set) if self.val_set else 0
+        self.validation_images = len(self.val_set)
 
     @property
     def fingerprint(self) -> str:
         """Hash of the cropped faces and landmarks, training and validation; the same for both kinds of folders."""
         self.setup("fit")
-        parts = [dataset.faces.fingerprint for dataset in (self.train_set, self.val_set) if dataset is not None]
-        return hashlib.sha256("".join(parts).encode()).hexdigest()[:16]
+        both = self.train_set.faces.fingerprint + self.val_set.faces.fingerprint
+        return hashlib.sha256(both.encode()).hexdigest()[:16]
 
     def prepare_data(self) -> None:
-        """Pack folders of images, each once; on one process of a machine."""
-        for root in self.roots:
-            self._open(root)
+        """Pack folders of images before the other processes of this machine open them."""
+        self.setup("fit")
 
     def setup(self, stage: str) -> None:
         """Open the faces for training and validation, once."""
-        if self.train_set is not None:
+        if hasattr(self, "train_set"):
             return
-        training, validation = self._split() if self.val_root is None else self._open_both(self.val_root)
+        faces = [open_faces(root, self.hr_size, self.crop_margin) for root in self.roots]
+        if self.val_fraction is not None:
+            held_out = hold_out(faces[0].names, self.val_fraction)
+            faces = [faces[0].select(~held_out), faces[0].select(held_out)]
+        training = _at_least(self.min_face_size, faces[0], "training")
+        validation = _at_least(self.val_min_face_size, faces[1], "validation")
         if not all(is_synthetic(root) for root in self.roots):  # tests and demonstrations do share
             refuse_shared(training, validation)
         degraded = self.augmentation if self.augmentation and self.augmentation.changes_input else None
         self.train_set = FaceDataset(training, self.augmentation, self.seed)
         self.val_set = FaceDataset(validation, degraded, self.seed, still=True)
 
-    def _open_both(self, val_root: str) -> tuple[FaceSet, FaceSet]:
-        training = self._open(self.train_root).at_least(self.min_face_size)
-        validation = self._open(val_root).at_least(self.val_min_face_size)
-        _say(training.summary)
-        _say(validation.summary)
-        return training, validation
-
-    def _split(self) -> tuple[FaceSet, FaceSet]:
-        """Training and validation faces out of one folder."""
-        faces = self._open(self.train_root)
-        held_out = hold_out(faces.names, self.val_fraction or 0)
-        training = ~held_out & (faces.crop_sides >= self.min_face_size)
-        validation = held_out & (faces.crop_sides >= self.val_min_face_size)
-        if not training.any() or not validation.any():
-            raise ValueError(
-                f"val_fraction {self.val_fraction} of {self.train_root} leaves {training.sum()} faces for training and"
-                f" {validation.sum()} for validation; change it, or give val_root"
-            )
-        _say(f"{faces.summary}; {training.sum()} faces for training, {validation.sum()} for validation")
-        return faces.select(training), faces.select(validation)
-
-    def _open(self, root: str) -> FaceSet:
-        return open_faces(Path(root), self.hr_size, self.crop_margin)
-
     def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
-        return self._loader(self.train_set, training=True)
+        return self.make_loader(self.train_set, training=True)
 
     def val_dataloader(self) -> DataLoader[dict[str, Tensor]]:
-        return self._loader(self.val_set, training=False)
-
-    def _loader(self, dataset: FaceDataset | None, training: bool) -> DataLoader[dict[str, Tensor]]:
-        if dataset is None:
-            raise RuntimeError("FaceLandmarkDataModule.setup() has to run before its dataloaders are asked for")
-        return self.make_loader(dataset, training=training)
+        return self.make_loader(self.val_set, training=False)
 
     def on_after_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int) -> dict[str, Tensor]:
         return complete_batch(batch, self.augmentation, self.heatmap_sigma)
 
 
-@rank_zero_only
-def _say(summary: str) -> None:
-    print(summary, flush=True)
+def _at_least(min_face_size: float, faces: FaceSet, purpose: str) -> FaceSet:
+    """Return the faces whose crop square has at least this side in original pixels; say how many."""
+    used = faces.select(faces.crop_sides >= min_face_size)
+    counted = f"{len(used)} faces of at least {min_face_size} px for {purpose}, of {faces.summary}"
+    if not len(used):
+        raise ValueError(f"{counted}; change the smallest size or val_fraction, or add faces")
+    rank_zero_only(print)(counted, flush=True)
+    return used

@@ -108,7 +108,7 @@ def test_a_file_changes_nothing_for_those_read_after_it(tmp_path: Path) -> None:
         with contextlib.suppress(ValueError):
             _load(tmp_path, b"cnumpy.core.multiarray\nscalar\n" + attributes + b"b.")
     swapped = b"\x80\x03cnumpy.core.multiarray\nscalar\n(ccollections\nOrderedDict\n)}Ntb."  # its function
-    assert _load(tmp_path, swapped).func is dict
+    assert _load(tmp_path, swapped).func() == {}
     for protocol in (2, 5):
         np.testing.assert_array_equal(_load(tmp_path, pickle.dumps([expected, expected[1]], protocol))[0], expected)
 
@@ -132,7 +132,7 @@ def test_a_short_file_takes_no_long_memory(tmp_path: Path) -> None:
         (pickle.dumps(np.array(["a"])), "refused, it holds an array of 'U1'"),
         (pickle.dumps(np.zeros(2, dtype=[("a", "f4"), ("b", "O")])), "refused, it holds an array of 'V12'"),
         (b"cposix\nsystem\n(S'true'\ntR.", r"refused, it asks for posix\.system"),
-        (b"\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00aX\x05\x00\x00\x00rot13\x86R.", "refused, it encodes a text"),
+        (b"\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00aX\x05\x00\x00\x00rot13\x86R.", "not a readable pickle"),
         (pickle.dumps({"a": set}), "refused, it asks for builtins.set"),
         (  # an OrderedDict that answers for its own contents
             b"ccollections\nOrderedDict\n(tR(S'keys'\nNdb.",

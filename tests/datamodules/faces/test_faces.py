@@ -170,8 +170,11 @@ def test_batch_size_is_divided_among_devices(root: Path) -> None:
 
 def test_setup_says_what_was_kept(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     module = _module(root)
-    assert capsys.readouterr().out.count("7 faces; left out 0") == 2
+    printed = capsys.readouterr().out
+    for purpose in ("training", "validation"):
+        assert f"7 faces of at least 0 px for {purpose}, of {root}: 7 faces; left out 0\n" in printed
     module.setup("fit")
+    module.prepare_data()
     assert capsys.readouterr().out == ""  # nothing is read twice
 
 
@@ -252,12 +255,16 @@ def test_validation_faces_are_held_out_by_photograph(
     assert not {photograph(name) for name in training} & {photograph(name) for name in validation}
     assert {*training, *validation} == {f"{number}_{crop}" for number in range(19) for crop in (1, 2)}
     assert 2 <= len(validation) <= 20
-    assert f"{len(training)} faces for training, {len(validation)} for validation" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"{len(training)} faces of at least 50 px for training, of {root}: 40 faces; left out 0\n" in printed
+    assert f"{len(validation)} faces of at least 60 px for validation, of {root}: 40 faces; left out 0\n" in printed
 
 
 def test_a_part_that_holds_nobody_is_refused(tmp_path: Path) -> None:
     write_face(tmp_path, "a")
-    with pytest.raises(ValueError, match=r"val_fraction 0\.01 of .* leaves 1 faces for training and 0 for validation"):
+    with pytest.raises(
+        ValueError, match=r"^0 faces of at least 0 px for validation, of .*: 1 faces; left out 0; change"
+    ):
         FaceLandmarkDataModule(str(tmp_path), val_fraction=0.01, hr_size=64, val_min_face_size=0).setup("fit")
 
 
