@@ -1,0 +1,1 @@
+"""Comparison of runs: reading, measures, statistics, report, figures."""
