@@ -3,7 +3,7 @@
 Shapes: R runs of one arm, n images that count under the chosen label rule.
 """
 
-import json
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -38,16 +38,7 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Difference:
-    """`second - first` in [-1, 1] on the same n images, of two runs or of the means of two arms.
-
-    Attributes:
-        over_images: the difference with the paired bootstrap's interval.
-        over_seeds: the same with Welch's t-interval; None unless both arms have several runs and this is their means.
-        only_first: images that only the first run gets right; None for means.
-        only_second: images that only the second run gets right; None for means.
-        mcnemar_p: exact two-sided p-value; None for means.
-        decides: whether this is the comparison of the arms as a whole: of the means, or of the only runs.
-    """
+    """`second - first` in [-1, 1] on the same n images, of two runs or of the means of two arms."""
 
     first: str
     second: str
@@ -56,12 +47,12 @@ class Difference:
     split: Split
     images: Subset
     n: int
-    over_images: Estimate
-    over_seeds: Estimate | None = None
-    only_first: int | None = None
+    decides: bool  # whether this compares the arms as a whole: their means, or their only runs
+    over_images: Estimate  # with the paired bootstrap's interval
+    over_seeds: Estimate | None = None  # the same with Welch's t-interval, if both sides have several runs
+    only_first: int | None = None  # images that only the first run gets right; None for means
     only_second: int | None = None
-    mcnemar_p: float | None = None
-    decides: bool = False
+    mcnemar_p: float | None = None  # exact, two-sided; None for means
 
 
 def group_by_arm(runs: Sequence[Run]) -> Arms:
@@ -75,102 +66,82 @@ def group_by_arm(runs: Sequence[Run]) -> Arms:
 def measure_accuracies(arms: Arms, rule: Rule) -> list[Accuracy]:
     """Measure every run on every tested split, and the mean of an arm that has several runs."""
     found = []
-    for arm, runs in arms.items():
-        for split, images in _parts():
-            seeds, right = _right(runs, split, rule, images)
-            if right.size == 0:
-                continue
-            n = right.shape[1]
-            for seed, row in zip(seeds, right, strict=True):
-                found.append(Accuracy(arm, [seed], split, images, n, wilson_interval(int(row.sum()), n)))
-            if len(seeds) > 1:
-                found.append(Accuracy(arm, seeds, split, images, n, mean_t_interval(right.mean(axis=1).tolist())))
+    for (arm, runs), split, images in itertools.product(arms.items(), SPLITS, SUBSETS):
+        right = _right(runs, split, rule, images)
+        for seed, row in right.items():
+            found.append(Accuracy(arm, [seed], split, images, row.size, wilson_interval(int(row.sum()), row.size)))
+        if len(right) > 1:
+            over_seeds = mean_t_interval([float(row.mean()) for row in right.values()])
+            found.append(Accuracy(arm, list(right), split, images, found[-1].n, over_seeds))
     return found
 
 
 def measure_differences(arms: Arms, rule: Rule) -> list[Difference]:
     """Compare every later arm with the first: run by run for equal seeds, then the means.
 
-    Two arms of one run each give one comparison, whatever the seeds, and no separate mean.
+    Two arms of one run each give one comparison, whatever the seeds.
     """
     found = []
     first, *others = arms
-    for second in others:
-        for split, images in _parts():
-            seeds_a, right_a = _right(arms[first], split, rule, images)
-            seeds_b, right_b = _right(arms[second], split, rule, images)
-            if right_a.size == 0 or right_b.size == 0:
-                continue
-            place = (split, images, right_a.shape[1])
-            single = len(seeds_a) == len(seeds_b) == 1
-            for i, seed_a in enumerate(seeds_a):
-                for j, seed_b in enumerate(seeds_b):
-                    if single or seed_a == seed_b:
-                        pair = _compare_runs(right_a[i], right_b[j])
-                        found.append(Difference(first, second, [seed_a], [seed_b], *place, **pair, decides=single))
-            if not single:
-                over_images = paired_bootstrap(right_a.mean(axis=0), right_b.mean(axis=0))
-                means = right_a.mean(axis=1).tolist(), right_b.mean(axis=1).tolist()
-                over_seeds = welch_difference(*means) if min(len(seeds_a), len(seeds_b)) > 1 else None
-                found.append(Difference(first, second, seeds_a, seeds_b, *place, over_images, over_seeds, decides=True))
+    for second, split, images in itertools.product(others, SPLITS, SUBSETS):
+        a, b = (_right(arms[arm], split, rule, images) for arm in (first, second))
+        if not (a and b):
+            continue
+        whole = list(a), list(b)
+        pairs = [([seed], [seed]) for seed in a if seed in b] if len(a) > 1 or len(b) > 1 else []
+        for seeds in [*pairs, whole]:
+            right = [np.array([rows[seed] for seed in chosen]) for rows, chosen in zip((a, b), seeds, strict=True)]
+            n, decides = right[0].shape[1], seeds == whole
+            found.append(Difference(first, second, *seeds, split, images, n, decides, **_compare(*right)))
     return found
 
 
 def verdict(difference: Difference) -> str:
     """Say in one sentence what a comparison of two arms shows, and what it cannot show."""
-    points = 100 * abs(difference.over_images.value)
-    better, worse = difference.second, difference.first
-    if difference.over_images.value < 0:
-        better, worse = worse, better
-    counts = len(difference.second_seeds), len(difference.first_seeds)
+    arms, seeds = (difference.second, difference.first), (len(difference.second_seeds), len(difference.first_seeds))
+    better, worse = arms if difference.over_images.value >= 0 else arms[::-1]
+    points = f"{100 * abs(difference.over_images.value):.2f} points"
     if difference.over_images.contains_zero:
         finding = f"no difference between {worse} and {better} is shown (the interval over images contains 0)"
-    elif difference.over_seeds is not None and difference.over_seeds.contains_zero:
+    elif difference.over_seeds is None:
         finding = (
-            f"{better} is {points:.2f} points ahead of {worse}, but the interval over seeds ({counts[0]} and "
-            f"{counts[1]}) contains 0: seeds alone could explain a difference this large"
+            f"this {better} run is better than this {worse} run by {points} on these images (the interval over images "
+            "excludes 0)"
         )
-    elif difference.over_seeds is not None:
-        finding = f"{better} is better than {worse} by {points:.2f} points on these images (both intervals exclude 0)"
+    elif difference.over_seeds.contains_zero:
+        finding = (
+            f"{better} is {points} ahead of {worse}, but the interval over seeds ({seeds[0]} and {seeds[1]}) contains "
+            "0: seeds alone could explain a difference this large"
+        )
     else:
-        finding = (
-            f"this {better} run is better than this {worse} run by {points:.2f} points on these images (the interval "
-            "over images excludes 0)"
-        )
-    limit = "; one seed cannot show whether the upscaler makes a difference" if min(counts) == 1 else ""
-    return f"{finding}{limit}."
+        finding = f"{better} is better than {worse} by {points} on these images (both intervals exclude 0)"
+    return finding + ("; one seed cannot show whether the upscaler makes a difference." if min(seeds) == 1 else ".")
 
 
 def config_differences(runs: Sequence[Run]) -> list[str]:
     """Say in which settings the runs differ although they should not (`run_state.settings`), one line per setting."""
-    flat = [flatten(run.config) for run in runs]
+    flat = {run.folder: flatten(run.config) for run in runs}
     lines = []
-    for key in sorted(set().union(*flat)):
-        values = {json.dumps(config.get(key), default=str) for config in flat}
-        if len(values) > 1 and not may_differ(key, "compare"):
-            shown = (f"{config.get(key)!r} in {run.folder}" for run, config in zip(runs, flat, strict=True))
-            lines.append(f"{key} is {', '.join(shown)}")
+    for key in sorted(set().union(*flat.values())):
+        values = {folder: repr(config.get(key)) for folder, config in flat.items()}
+        if len(set(values.values())) > 1 and not may_differ(key, "compare"):
+            lines.append(f"{key} is {', '.join(f'{value} in {folder}' for folder, value in values.items())}")
     return lines
 
 
-def _parts() -> list[tuple[Split, Subset]]:
-    """Splits and subsets to report; nothing would be left of the training split without training images."""
-    return [(split, images) for split in SPLITS for images in SUBSETS if split != "train" or images == "all"]
+def _right(runs: Sequence[Run], split: Split, rule: Rule, images: Subset) -> dict[int, np.ndarray]:
+    """Return, by the seed of each tested run, bool n: whether it is right on each image that counts; n > 0."""
+    tested = {run.seed: run.tested[split] for run in runs if split in run.tested}
+    right = {seed: found.right(rule)[found.counted(rule, images)] for seed, found in tested.items()}
+    return {seed: row for seed, row in right.items() if row.size}
 
 
-def _right(runs: Sequence[Run], split: Split, rule: Rule, images: Subset) -> tuple[list[int], np.ndarray]:
-    """Seeds of the runs tested on `split`, and bool R,n: whether each is right on each image that counts."""
-    seeds = [run.seed for run in runs if split in run.tested]
-    tested = [run.tested[split] for run in runs if split in run.tested]
-    return seeds, np.array([t.right(rule)[t.counted(rule, images)] for t in tested])
-
-
-def _compare_runs(first: np.ndarray, second: np.ndarray) -> dict[str, Any]:
-    """Fields of `Difference` that follow from two bool vectors of n images."""
-    only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
-    return {
-        "over_images": paired_bootstrap(first, second),
-        "only_first": only_first,
-        "only_second": only_second,
-        "mcnemar_p": mcnemar_exact(only_first, only_second),
-    }
+def _compare(first: np.ndarray, second: np.ndarray) -> dict[str, Any]:
+    """Return the fields of `Difference` that follow from bool R,n of each arm."""
+    fields: dict[str, Any] = {"over_images": paired_bootstrap(first.mean(axis=0), second.mean(axis=0))}
+    if min(len(first), len(second)) > 1:
+        fields["over_seeds"] = welch_difference(first.mean(axis=1).tolist(), second.mean(axis=1).tolist())
+    elif len(first) == len(second):
+        only = int((first & ~second).sum()), int((second & ~first).sum())
+        fields |= {"only_first": only[0], "only_second": only[1], "mcnemar_p": mcnemar_exact(*only)}
+    return fields

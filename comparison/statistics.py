@@ -2,9 +2,7 @@
 
 Two uncertainties are kept apart. *Over images*: another sample of faces would have given another accuracy (Wilson
 interval of one accuracy, paired bootstrap and McNemar's test of two). *Over seeds*: another training run would have
-given another network (t-interval over runs). Everything is deterministic.
-
-Only `superfer compare` needs this module: `scipy.stats` takes more than a second to import.
+given another network (t-intervals over at least two runs). Everything is deterministic.
 
 References:
     E. B. Wilson, Probable inference, the law of succession, and statistical inference, JASA 22, 1927.
@@ -18,7 +16,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
 from scipy import stats
 
 CONFIDENCE = 0.95
@@ -47,23 +44,17 @@ def wilson_interval(correct: int, total: int) -> Estimate:
     return Estimate(share, min(share, float(low)), max(share, float(high)))
 
 
-def paired_bootstrap(first: ArrayLike, second: ArrayLike) -> Estimate:
+def paired_bootstrap(first: np.ndarray, second: np.ndarray) -> Estimate:
     """Return the mean of `second - first` over images with the bootstrap's percentile interval, in [-1, 1].
 
     Drawing n images with replacement only decides how often each distinct difference is drawn, and these counts are
     multinomial: all resamples are one call over the few distinct values (-1, 0, 1 for one run per arm).
 
     Args:
-        first: N scores in [0, 1], one per image: right or wrong, or the share of an arm's runs that were right.
-        second: N scores of the other classifier, of the same images in the same order.
-
-    Raises:
-        ValueError: The scores are not two equally long, non-empty vectors.
+        first: N scores in [0, 1], one per image: the share of an arm's runs that were right.
+        second: N scores of the other arm, of the same images in the same order.
     """
-    a, b = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
-    if a.ndim != 1 or a.shape != b.shape or a.size == 0:
-        raise ValueError(f"scores have shapes {a.shape} and {b.shape}, expected two equal, non-empty vectors")
-    difference = b - a
+    difference = np.asarray(second, dtype=np.float64) - first
     # Shares such as 2/3 - 1/3 differ in their last bits; rounding merges equal differences.
     values, counts = np.unique(np.round(difference, 9), return_counts=True)
     n = difference.size
@@ -82,12 +73,7 @@ def mcnemar_exact(only_first: int, only_second: int) -> float:
 
 
 def mean_t_interval(values: Sequence[float]) -> Estimate:
-    """Return the mean over seeds with Student's t-interval.
-
-    Raises:
-        ValueError: There are fewer than two values, which say nothing about their spread.
-    """
-    _check_seeds(values)
+    """Return the mean over at least two seeds with Student's t-interval."""
     mean = float(np.mean(values))
     if np.ptp(values) == 0.0:  # scipy returns NaN
         return Estimate(mean, mean, mean)
@@ -96,12 +82,7 @@ def mean_t_interval(values: Sequence[float]) -> Estimate:
 
 
 def welch_difference(first: Sequence[float], second: Sequence[float]) -> Estimate:
-    """Return mean(`second`) - mean(`first`) with Welch's t-interval: unequal spread, any two counts.
-
-    Raises:
-        ValueError: There are fewer than two values on a side.
-    """
-    _check_seeds(first, second)
+    """Return mean(`second`) - mean(`first`) with Welch's t-interval: unequal spread, two seeds or more each."""
     difference = float(np.mean(second) - np.mean(first))
     if np.ptp(first) == np.ptp(second) == 0.0:  # scipy returns NaN
         return Estimate(difference, difference, difference)
@@ -109,9 +90,3 @@ def welch_difference(first: Sequence[float], second: Sequence[float]) -> Estimat
         warnings.simplefilter("ignore", RuntimeWarning)  # one side without spread is no loss of precision
         low, high = stats.ttest_ind(second, first, equal_var=False).confidence_interval(CONFIDENCE)
     return Estimate(difference, float(low), float(high))
-
-
-def _check_seeds(*samples: Sequence[float]) -> None:
-    if min(map(len, samples)) < 2:
-        counts = " and ".join(str(len(sample)) for sample in samples)
-        raise ValueError(f"number of seeds is {counts}, expected at least 2 for an interval over seeds")

@@ -246,6 +246,6 @@ def test_run_folder(change: Callable[[bytes], bytes], name: str) -> None:
         ):
             try:
                 read()
-            except ValueError as error:  # ComparisonError is one
+            except ValueError as error:
                 assert path.name in str(error) or "metrics_test.json" in str(error)  # which no longer fits
         assert not list(run.glob(".*"))

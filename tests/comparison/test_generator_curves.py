@@ -92,7 +92,7 @@ def test_curves_are_written_beside_what_is_there_and_the_table_is_printed(
     [
         ("epoch,step,val/psnr_y\n0,x,1\n", "metrics.csv is damaged"),
         ("epoch,step,lr\n0,5,1\n", "metrics.csv has no value of val/psnr_y"),
-        ("", "metrics.csv is empty"),
+        ("", "metrics.csv has no value of val/psnr_y"),
     ],
 )
 def test_bad_metrics_are_refused_in_one_line(

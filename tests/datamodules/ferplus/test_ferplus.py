@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-import yaml
 from torch import Tensor
 
 from comparison.figures import upscaled_faces
+from comparison.reading import Run
 from datamodules.ferplus.augmentation import FaceAugmentation
 from datamodules.ferplus.datamodule import FERPlusDataModule, load_split
 from datamodules.ferplus.dataset import reduce_size
@@ -343,31 +343,19 @@ def test_upscaled_faces_by_name(few: Path) -> None:
 
 
 def test_faces_of_a_run_by_its_configuration(few: Path, tmp_path: Path) -> None:
-    config = tmp_path / "config.yaml"
-    data: dict[str, Any] = {"class_path": "datamodules.ferplus.FERPlusDataModule", "init_args": {"root": str(few)}}
-    config.write_text(yaml.safe_dump({"data": data, "model": {"class_path": "no.such.Thing"}}))
-    images = upscaled_faces(config, "val", ["fer0000005.png"])
+    def run(class_path: str, **arguments: str) -> Run:
+        config = {"data": {"class_path": class_path, "init_args": arguments}, "model": {"class_path": "no.such.Thing"}}
+        return Run(tmp_path, "bilinear", 0, {}, config, {}, {})
+
+    images = upscaled_faces(run("datamodules.ferplus.FERPlusDataModule", root=str(few)), "val", ["fer0000005.png"])
     assert images.shape == (1, 384, 384)
     assert np.array_equal(images[0], InterpolationUpscaler()(torch.from_numpy(face(1))[None, None])[0, 0].numpy())
-    for broken, message in [
-        (
-            {"class_path": "datamodules.ferplus.FERPlusDataModule", "init_args": {"rot": "x"}},
-            "does not describe the data",
-        ),
-        (
-            {
-                "class_path": "datamodules.faces.FaceLandmarkDataModule",
-                "init_args": {"train_root": "a", "val_root": "b"},
-            },
-            "Face",
-        ),
-    ]:
-        config.write_text(yaml.safe_dump({"data": broken}))
-        with pytest.raises(ValueError, match=message):
-            upscaled_faces(config, "val", ["fer0000005.png"])
-    config.write_text("model: {}")
-    with pytest.raises(ValueError, match="does not describe the data"):
-        upscaled_faces(config, "val", [])
+    for broken in (
+        run("datamodules.ferplus.FERPlusDataModule", rot="x"),
+        run("datamodules.faces.FaceLandmarkDataModule", train_root="a", val_root="b"),
+    ):
+        with pytest.raises(ValueError, match=f"could not load the upscaled faces of {tmp_path}: "):
+            upscaled_faces(broken, "val", ["fer0000005.png"])
 
 
 def test_ranks_share_a_global_batch(tiny_ferplus: Path) -> None:
