@@ -231,7 +231,7 @@ BAD_FOLDERS = {
     ),
     "row missing": (
         lambda root: Image.fromarray(face(0)).save(root / "FER2013Train" / "fer0000009.png"),
-        r"FER2013Train/fer0000009\.png: image without a row of votes \(1 such images\)",
+        r"FER2013Train/fer0000009\.png: image without a row of votes",
     ),
     "name leads elsewhere": (
         lambda root: edit(root / "fer2013new.csv", "fer0000001.png", "../fer0000001.png"),
@@ -310,5 +310,5 @@ def test_split_of_which_nothing_is_kept(tmp_path: Path) -> None:
 def test_unreadable_file(tmp_path: Path) -> None:
     write_kaggle(tmp_path, SAMPLES)
     (tmp_path / "fer2013.csv").chmod(0)
-    with pytest.raises(ValueError, match=r"fer2013\.csv: cannot be read"):
+    with pytest.raises(ValueError, match=r"fer2013\.csv: not a readable CSV file \(.*Permission denied"):
         open_table(tmp_path)
