@@ -30,13 +30,7 @@ class PredictionReport(L.Callback):
         self._batches: list[dict[str, Tensor]] = []
 
     def on_test_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         seen = {name: batch[name] for name in ("index", "label", "label_argmax", "in_train")}
         self._batches.append({name: value.cpu() for name, value in (seen | outputs).items()})
@@ -49,12 +43,11 @@ class PredictionReport(L.Callback):
         missing = len(names) - len(seen["index"][seen["probability"].isfinite().all(dim=1)].unique())
         if missing:
             raise RuntimeError(f"{missing} of {len(names)} images have no finite prediction; nothing was written")
+        subsets = {"all": torch.ones_like(seen["in_train"]), "without_train_duplicates": ~seen["in_train"]}
         rules = {
             rule: {
-                "all": classification_report(seen["probability"], seen[label], CLASSES),
-                "without_train_duplicates": classification_report(
-                    seen["probability"], seen[label].where(~seen["in_train"], -1), CLASSES
-                ),
+                subset: classification_report(seen["probability"], seen[label].where(counted, -1), CLASSES)
+                for subset, counted in subsets.items()
             }
             for rule, label in (("majority", "label"), ("argmax", "label_argmax"))
         }
@@ -64,8 +57,8 @@ class PredictionReport(L.Callback):
         write_atomically(folder / f"metrics_{split}.json", json.dumps(report, indent=1) + "\n")
         figures = {
             f"test/{split}_{rule}_{subset}_{name}": value
-            for rule, subsets in rules.items()
-            for subset, values in subsets.items()
+            for rule, reports in rules.items()
+            for subset, values in reports.items()
             for name, value in values.items()
             if isinstance(value, float)
         }

@@ -62,16 +62,13 @@ def process_votes(votes: np.ndarray, mode: LabelMode) -> tuple[np.ndarray, np.nd
     Returns:
         `kept`, bool N, and `targets`, float32 N,8: rows of kept images sum to 1 (multi_target: each kept class 1, the
         others 0.001), rows of dropped images are zero.
-
-    Raises:
-        ValueError: The mode is unknown.
     """
     if mode not in LABEL_MODES:
         raise ValueError(f"label_mode is {mode!r}, expected one of {', '.join(LABEL_MODES)}")
     rows, inverse = np.unique(votes, axis=0, return_inverse=True)
     targets = np.array([_target(row, mode) for row in rows], dtype=np.float32).reshape(-1, _UNKNOWN)
     targets = targets[inverse.reshape(-1)]  # NumPy 2.0.0 returns N,1
-    return targets.any(axis=1), targets
+    return np.any(targets, axis=1), targets
 
 
 def argmax_labels(votes: np.ndarray) -> np.ndarray:

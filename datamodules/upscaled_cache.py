@@ -33,12 +33,12 @@ class UpscaledCache:
         folder: Where the blocks are.
         images: uint8 N,h,w.
         upscaler: What upscales them.
-        block_size: Images in a block. 128 gray faces of 384x384 are 18 MiB, and about ten seconds of work for a small
-            generator on two cores.
+        block_size: Images in a block; 128 gray faces of 384x384 are 18 MiB, and seconds of work on two cores.
     """
 
     def __init__(self, folder: Path, images: np.ndarray, upscaler: Upscaler, block_size: int = 128) -> None:
-        self.folder, self.images, self.upscaler, self.block_size = folder, images, upscaler, block_size
+        self.folder, self.upscaler, self.block_size = folder, upscaler, block_size
+        self._faces = torch.from_numpy(images)[:, None].split(block_size)
         self.shape = (upscaler.channels, SCALE * images.shape[1], SCALE * images.shape[2])
         purpose = {
             "upscaler": upscaler.fingerprint(),
@@ -52,9 +52,6 @@ class UpscaledCache:
     def _path(self, block: int, content: np.ndarray) -> Path:
         return self.folder / f"{block:05d}-{zlib.crc32(content.data, self._purpose):08x}.npy"
 
-    def _block_images(self, block: int) -> np.ndarray:
-        return self.images[block * self.block_size : (block + 1) * self.block_size]
-
     def _open(self, block: int) -> bool:
         """Map a block if an intact one is there; remove a damaged one."""
         if block in self._blocks:
@@ -62,7 +59,7 @@ class UpscaledCache:
         for path in self.folder.glob(f"{block:05d}-*.npy"):
             with suppress(OSError, ValueError, EOFError):
                 array = np.load(path, mmap_mode="r")
-                shape = (len(self._block_images(block)), *self.shape)
+                shape = (len(self._faces[block]), *self.shape)
                 if (array.dtype, array.shape, path) == (np.uint8, shape, self._path(block, array)):
                     self._blocks[block] = array
                     return True
@@ -72,8 +69,8 @@ class UpscaledCache:
         return False
 
     def _make(self, block: int, device: torch.device) -> None:
-        faces = torch.from_numpy(self._block_images(block))[:, None]
-        parts = [upscale_faces(self.upscaler, batch.to(device)).cpu() for batch in faces.split(_BATCH)]
+        batches = self._faces[block].split(_BATCH)
+        parts = [upscale_faces(self.upscaler, batch.to(device)).cpu() for batch in batches]
         array = torch.cat(parts).contiguous().numpy()
         buffer, path = io.BytesIO(), self._path(block, array)
         np.save(buffer, array)
@@ -102,12 +99,12 @@ class UpscaledCache:
             )
         own = missing[rank::world_size]
         shuffled = np.random.default_rng().permutation(missing).tolist()  # unseeded: two jobs should start elsewhere
-        images = sum(len(self._block_images(block)) for block in missing)
+        images = sum(len(self._faces[block]) for block in missing)
         with tqdm(total=images, desc=f"upscaling into {self.folder}", unit="image", disable=rank != 0) as progress:
             for block in sorted(shuffled, key=lambda block: block not in own):
                 if not self._open(block):
                     self._make(block, device)
-                progress.update(len(self._block_images(block)))
+                progress.update(len(self._faces[block]))
 
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
         """Return the upscaled images of filled rows, uint8 n,C,8h,8w."""

@@ -49,7 +49,7 @@ class Upscaler(ABC):
 
 
 def upscale_faces(upscaler: Upscaler, images: Tensor) -> Tensor:
-    """Upscale, and refuse results of another type or shape than `Upscaler` promises."""
+    """Upscale, refusing results of another type or shape than `Upscaler` promises."""
     large = upscaler(images)
     expected = (len(images), upscaler.channels, *(SCALE * side for side in images.shape[2:]))
     if large.dtype != torch.uint8 or large.shape != expected:
@@ -77,9 +77,7 @@ class InterpolationUpscaler(Upscaler):
             size = (faces.shape[2] * SCALE, faces.shape[1] * SCALE)
             large = [np.asarray(Image.fromarray(face).resize(size, Image.Resampling.LANCZOS)) for face in faces]
             return torch.from_numpy(np.stack(large))[:, None].to(images.device)
-        if self.mode == "nearest":
-            return F.interpolate(images, scale_factor=SCALE, mode="nearest")
-        return round_levels(F.interpolate(images.float(), scale_factor=SCALE, mode=self.mode, align_corners=False))
+        return round_levels(F.interpolate(images.float(), scale_factor=SCALE, mode=self.mode))
 
 
 class DICUpscaler(Upscaler):
@@ -105,9 +103,9 @@ class DICUpscaler(Upscaler):
         self.channels = 3 if color == "rgb" else 1
         self._precision_checked = False
 
-    @cached_property  # read when first needed: an error then reaches the user as it is, not through the argument parser
+    @cached_property
     def network(self) -> DIC:
-        """The generator."""
+        """The generator, read when first needed: the argument parser would bury an error."""
         return DIC.from_checkpoint(find_checkpoint(self.checkpoint)).to(memory_format=torch.channels_last)
 
     def fingerprint(self) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from datamodules.ferplus.augmentation import FaceAugmentation
-from datamodules.ferplus.dataset import Batch, FERPlusDataset, UpscaledOnTheFly, keep_batch
+from datamodules.ferplus.dataset import Batch, FERPlusDataset, UpscaledOnTheFly
 from datamodules.ferplus.reading import FACE_SIZE
 from datamodules.ferplus.table import CACHE_FOLDER, FERPlusTable, describe, open_table
 from datamodules.labels import CLASSES, LabelMode, Split, argmax_labels
@@ -33,10 +33,7 @@ class FERPlusSplit(NamedTuple):
 def load_split(root: str | Path, split: Split, label_mode: LabelMode) -> FERPlusSplit:
     """Return the images of a split that a label mode keeps, in the order of the source.
 
-    Args:
-        root: Folder with the data; layouts in `datamodules.ferplus.table`.
-        split: Which part.
-        label_mode: How votes become targets, see `datamodules.labels.process_votes`.
+    Layouts of `root` are in `datamodules.ferplus.table`, label modes in `datamodules.labels`.
 
     Raises:
         ValueError: The data or an argument is invalid, or no image is kept.
@@ -71,7 +68,7 @@ class FERPlusDataModule(ResumableDataModule):
         label_mode: How votes become training targets.
         batch_size: Images in a batch over all devices.
         input_size: Side S of the images served, 8 to 384 pixels; below 384 they are reduced with antialiasing.
-        early_size: Side of the training images in the first epochs, which cost less then (progressive resizing).
+        early_size: Side of the training images in the first epochs, which are cheaper then (progressive resizing).
         early_epochs: Number of these epochs.
         num_workers: Processes that prepare batches, per device.
         augment: Change training images at random.
@@ -98,7 +95,7 @@ class FERPlusDataModule(ResumableDataModule):
         test_split: Split = "test",
     ) -> None:
         super().__init__()
-        for name, value in (("input_size", input_size), ("early_size", early_size)):
+        for name, value in {"input_size": input_size, "early_size": early_size}.items():
             if not 8 <= value <= UPSCALED_SIZE:
                 raise ValueError(f"{name} is {value}, expected 8 to {UPSCALED_SIZE}")
         for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
@@ -199,7 +196,7 @@ class FERPlusDataModule(ResumableDataModule):
     def _make_loader(self, use: Split) -> DataLoader:
         # The cache is filled here, not in `setup`: by now the run is on record, and upscaling can take hours.
         self.fill_cache(self.datasets[use].rows)
-        return self.make_loader(self.datasets[use], training=use == "train", collate_fn=keep_batch)
+        return self.make_loader(self.datasets[use], training=use == "train", collate_fn=dict)  # batches come whole
 
     def predict_dataloader(self) -> list:
         """Fill the cache with every image; there is nothing to predict."""
@@ -222,9 +219,9 @@ class FERPlusDataModule(ResumableDataModule):
     def faces(self, split: Split, names: list[str]) -> np.ndarray:
         """Return the faces of these names as this arm upscales them, before any reduction: uint8 N,C,384,384."""
         rows = {self.table.names[row]: row for row in self.table.rows(split)}
-        missing = [name for name in names if name not in rows]
-        if missing:
-            raise ValueError(f"{self.root}: the split {split!r} has no image named {missing[0]!r}")
+        for name in names:
+            if name not in rows:
+                raise ValueError(f"{self.root}: the split {split!r} has no image named {name!r}")
         chosen = np.array([rows[name] for name in names])
         self.fill_cache(chosen)
         return self.upscaled[chosen]

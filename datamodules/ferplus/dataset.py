@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -76,11 +75,6 @@ class FERPlusDataset(Dataset):
         rng = np.random.default_rng((self.seed, epoch, index))
         drawn = rng.choice(len(distribution), p=distribution / distribution.sum())
         return np.eye(len(distribution), dtype=np.float32)[drawn]
-
-
-def keep_batch(batch: Any) -> Batch:
-    """Collate nothing: the data set gives whole batches."""
-    return batch
 
 
 def reduce_size(images: Tensor, size: int) -> Tensor:

@@ -44,11 +44,7 @@ class FERPlusTable:
         return np.flatnonzero(self.split == SPLITS.index(split))
 
     def labelled(self, split: Split, mode: LabelMode) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return the rows of a split, which of them the mode keeps (bool N), and their targets (float32 N,8).
-
-        Raises:
-            ValueError: `split` or `mode` is unknown, or the split has no images.
-        """
+        """Return the rows of a split, which of them the mode keeps (bool N), and their targets (float32 N,8)."""
         if split not in SPLITS:
             raise ValueError(f"split is {split!r}, expected one of {', '.join(SPLITS)}")
         rows = self.rows(split)
@@ -74,7 +70,7 @@ def open_table(root: str | Path) -> FERPlusTable:
     # Before parsing: a file that changes meanwhile makes the parsed data stale.
     stamp = hashlib.sha256(repr([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]).encode()).hexdigest()
     path = root / CACHE_FOLDER / "ferplus.npz"
-    table = _read_parsed(path, root, stamp)
+    table = _read_parsed(path, root, stamp) if path.is_file() else None
     if table is None:
         is_kaggle = sources[0] in KAGGLE_FILES
         images = read_kaggle(root / sources[0], root / VOTES_FILE) if is_kaggle else read_folders(root)
@@ -95,7 +91,7 @@ def open_table(root: str | Path) -> FERPlusTable:
 def _sources(root: Path) -> list[str]:
     """Return the files that make up the data set, relative to `root`; for the Kaggle layout the pixels first."""
     if not root.is_dir():
-        raise ValueError(f"{root}: no such folder; expected one with the FER+ files")
+        raise ValueError(f"{root}: no such folder, expected one with the FER+ files")
     for name in KAGGLE_FILES:
         if (root / name).is_file():
             if not (root / VOTES_FILE).is_file():
@@ -113,15 +109,13 @@ def _sources(root: Path) -> list[str]:
 
 
 def _read_parsed(path: Path, root: Path, stamp: str) -> FERPlusTable | None:
-    """Return the data as they were parsed from sources with this stamp; None if there are none, or if damaged."""
+    """Return the data parsed from sources with this stamp; None if they are of another one, or damaged."""
     try:
         with np.load(path) as saved:  # a zip file: reading it compares the CRC-32 of each array
             if str(saved["stamp"]) != stamp:
                 return None
             arrays = {name: saved[name] for name in _ARRAYS}
             return FERPlusTable(root, **arrays, fingerprint=str(saved["fingerprint"]))
-    except FileNotFoundError:
-        return None
     except Exception as error:  # numpy and zipfile raise about anything for a damaged file
         warnings.warn(f"{path}: damaged ({error}); parsing the data again", stacklevel=3)
         return None
@@ -130,14 +124,13 @@ def _read_parsed(path: Path, root: Path, stamp: str) -> FERPlusTable | None:
 def _make_table(root: Path, images: Images) -> FERPlusTable:
     rows, faces = zip(*images, strict=True)
     pixels = np.stack(faces)
-    flat = pixels.reshape(len(pixels), -1)
-    _, first, inverse = np.unique(flat.view(f"V{flat.shape[1]}").ravel(), return_index=True, return_inverse=True)
+    first: dict[bytes, int] = {}
     arrays = {
         "names": np.array([row.name for row in rows]),
         "images": pixels,
         "votes": np.array([row.votes for row in rows], dtype=np.int64),
         "split": np.array([row.split for row in rows], dtype=np.int64),
-        "identity": first[inverse].astype(np.int64),
+        "identity": np.array([first.setdefault(face.tobytes(), n) for n, face in enumerate(faces)], dtype=np.int64),
     }
     digest = hashlib.sha256()
     for array in arrays.values():

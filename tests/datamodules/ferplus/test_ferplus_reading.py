@@ -268,7 +268,7 @@ def test_bad_input_ends_in_one_clear_error(
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('fer0000000.png,"(0, 0, 48, 48)",4,0', r"label\.csv, line 1: 4 columns, expected 12 \(name, box, votes\)"),
+        ('fer0000000.png,"(0, 0, 48, 48)",4,0', r"label\.csv, line 1: 4 columns, expected 12: "),
         ('fer0000000.png,"(0, 0, 48, 48)",4,0,0,0,6,-2,0,0,0,0', r"label\.csv, line 1: disgust is '-2'"),
         ('fer0000009.png,"(0, 0, 48, 48)",4,0,0,0,6,0,0,0,0,0', r"fer0000000\.png: image without a row of votes"),
     ],
