@@ -26,20 +26,11 @@ class PredictionReport(L.Callback):
         RuntimeError: At the end of the test, if an image was not predicted, as on several devices.
     """
 
-    def __init__(self) -> None:
+    def on_test_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._batches: list[dict[str, Tensor]] = []
 
-    def on_test_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._batches = []
-
     def on_test_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         seen = {name: batch[name] for name in ("index", "label", "label_argmax", "in_train")}
         self._batches.append({name: value.cpu() for name, value in (seen | outputs).items()})
@@ -49,35 +40,25 @@ class PredictionReport(L.Callback):
         names: list[str] = data.datasets["test"].names
         order = torch.cat([batch["index"] for batch in self._batches]).argsort()
         seen = {name: torch.cat([batch[name] for batch in self._batches])[order] for name in self._batches[0]}
-        label, label_argmax, in_train = seen["label"], seen["label_argmax"], seen["in_train"]
-        probability = seen["probability"]
-        missing = len(names) - len(seen["index"][probability.isfinite().all(dim=1)].unique())
+        missing = len(names) - len(seen["index"][seen["probability"].isfinite().all(dim=1)].unique())
         if missing:
             raise RuntimeError(f"{missing} of {len(names)} images have no finite prediction; nothing was written")
+        subsets = {"all": torch.ones_like(seen["in_train"]), "without_train_duplicates": ~seen["in_train"]}
         rules = {
             rule: {
-                "all": classification_report(probability, labels, CLASSES),
-                "without_train_duplicates": classification_report(probability, labels.where(~in_train, -1), CLASSES),
+                subset: classification_report(seen["probability"], seen[label].where(counted, -1), CLASSES)
+                for subset, counted in subsets.items()
             }
-            for rule, labels in (("majority", label), ("argmax", label_argmax))
+            for rule, label in (("majority", "label"), ("argmax", "label_argmax"))
         }
         folder, split, checkpoint = Path(trainer.default_root_dir), data.test_split, Path(trainer.ckpt_path or "").name
         report = {"split": split, "synthetic": data.synthetic, "checkpoint": checkpoint, "rules": rules}
-        contents = {
-            folder / f"predictions_{split}.csv": _predictions(names, label, label_argmax, in_train, probability),
-            folder / f"metrics_{split}.json": json.dumps(report, indent=1) + "\n",
-        }
-        try:
-            for path, content in contents.items():
-                write_atomically(path, content)
-        except BaseException:  # a signal between the two as well: one without the other is half a result
-            for path in contents:
-                path.unlink(missing_ok=True)
-            raise
+        write_atomically(folder / f"predictions_{split}.csv", _predictions(names, seen))
+        write_atomically(folder / f"metrics_{split}.json", json.dumps(report, indent=1) + "\n")
         figures = {
             f"test/{split}_{rule}_{subset}_{name}": value
-            for rule, subsets in rules.items()
-            for subset, values in subsets.items()
+            for rule, reports in rules.items()
+            for subset, values in reports.items()
             for name, value in values.items()
             if isinstance(value, float)
         }
@@ -86,18 +67,18 @@ class PredictionReport(L.Callback):
                 logger.log_metrics(figures)
         main = rules["majority"]["all"]
         if main["n"]:
-            shown = f"accuracy {main['acc']:.4f}, macro-F1 {main['macro_f1']:.4f}"
             images = "synthetic images" if data.synthetic else "images"
-            print(f"{split}: {shown} on {main['n']} {images} (majority rule)")
+            shown = f"accuracy {main['acc']:.4f}, macro-F1 {main['macro_f1']:.4f} on {main['n']} {images}"
+            print(f"{split}: {shown} (majority rule)")
 
 
-def _predictions(names: list[str], label: Tensor, label_argmax: Tensor, in_train: Tensor, probability: Tensor) -> str:
+def _predictions(names: list[str], seen: dict[str, Tensor]) -> str:
     """Return the CSV with a row per image; a label is empty where its rule drops the image."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["name", "label", "label_argmax", "in_train", *CLASSES])
     words = [*CLASSES, ""]  # the last for -1
-    columns = (names, label.tolist(), label_argmax.tolist(), in_train.tolist(), probability.tolist())
-    for name, majority, argmax, copied, row in zip(*columns, strict=True):
-        writer.writerow([name, words[majority], words[argmax], int(copied), *row])
+    columns = (seen[name].tolist() for name in ("label", "label_argmax", "in_train", "probability"))
+    for name, label, label_argmax, in_train, probability in zip(names, *columns, strict=True):
+        writer.writerow([name, words[label], words[label_argmax], int(in_train), *probability])
     return text.getvalue()

@@ -2,7 +2,7 @@
 
 The images are kept in blocks, one `.npy` file each. A block is written under a temporary name and renamed, and its name
 carries the CRC-32 of its content and of what the cache is for: every block that passes the check is intact and belongs
-here, and a process makes the blocks that it does not find. There are no locks. An interrupted fill goes on where it
+here, and a process makes the blocks that it does not find. There are no locks. An interrupted fill resumes where it
 stopped, and processes that fill the same cache take the blocks in different orders: they share the work.
 """
 
@@ -12,13 +12,14 @@ import json
 import shutil
 import warnings
 import zlib
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from datamodules.upscalers import Upscaler
+from datamodules.upscalers import Upscaler, upscale_faces
 from models.dic import SCALE
 from storage.atomic import remove_leftovers, write_atomically
 
@@ -32,101 +33,78 @@ class UpscaledCache:
         folder: Where the blocks are.
         images: uint8 N,h,w.
         upscaler: What upscales them.
-        block_size: Images in a block. 128 gray faces of 384x384 are 18 MiB, and about ten seconds of work for a small
-            generator on two cores.
+        block_size: Images in a block; 128 gray faces of 384x384 are 18 MiB, and seconds of work on two cores.
     """
 
     def __init__(self, folder: Path, images: np.ndarray, upscaler: Upscaler, block_size: int = 128) -> None:
-        self.folder, self.images, self.upscaler, self.block_size = folder, images, upscaler, block_size
+        self.folder, self.upscaler, self.block_size = folder, upscaler, block_size
+        self._faces = torch.from_numpy(images)[:, None].split(block_size)
         self.shape = (upscaler.channels, SCALE * images.shape[1], SCALE * images.shape[2])
-        keys = {
+        purpose = {
             "upscaler": upscaler.fingerprint(),
             "images": hashlib.sha256(np.ascontiguousarray(images).data).hexdigest()[:16],
             "shape": [len(images), *self.shape],
             "block_size": block_size,
         }
-        self.manifest = json.dumps(keys) + "\n"
+        self._purpose = zlib.crc32(f"{json.dumps(purpose)}\n".encode())
         self._blocks: dict[int, np.ndarray] = {}
-        path = folder / "manifest.json"  # for people to read: blocks made for something else fail their own check
-        if not path.is_file() or path.read_bytes() != self.manifest.encode():
-            write_atomically(path, self.manifest)
 
-    def _checksum(self, array: np.ndarray) -> str:
-        return f"{zlib.crc32(array.data, zlib.crc32(self.manifest.encode())):08x}"
-
-    def _block_images(self, block: int) -> np.ndarray:
-        return self.images[block * self.block_size : (block + 1) * self.block_size]
+    def _path(self, block: int, content: np.ndarray) -> Path:
+        return self.folder / f"{block:05d}-{zlib.crc32(content.data, self._purpose):08x}.npy"
 
     def _open(self, block: int) -> bool:
         """Map a block if an intact one is there; remove a damaged one."""
         if block in self._blocks:
             return True
         for path in self.folder.glob(f"{block:05d}-*.npy"):
-            try:
+            with suppress(OSError, ValueError, EOFError):
                 array = np.load(path, mmap_mode="r")
-                fits = array.dtype == np.uint8 and array.shape == (len(self._block_images(block)), *self.shape)
-                if fits and path.stem == f"{block:05d}-{self._checksum(array)}":
+                shape = (len(self._faces[block]), *self.shape)
+                if (array.dtype, array.shape, path) == (np.uint8, shape, self._path(block, array)):
                     self._blocks[block] = array
                     return True
-            except FileNotFoundError:
-                continue  # another process has just removed it
-            except (OSError, ValueError, EOFError):
-                pass
-            warnings.warn(f"{path}: damaged, or of another cache; making the block again", stacklevel=3)
-            path.unlink(missing_ok=True)
+            if path.exists():  # otherwise another process has just removed it
+                warnings.warn(f"{path}: damaged, or of another cache; making the block again", stacklevel=3)
+                path.unlink(missing_ok=True)
         return False
 
     def _make(self, block: int, device: torch.device) -> None:
-        faces = torch.from_numpy(self._block_images(block))[:, None]
-        array = torch.cat([self.upscaler(batch.to(device)).cpu() for batch in faces.split(_BATCH)]).numpy()
-        if array.shape[1:] != self.shape or array.dtype != np.uint8:
-            kind = type(self.upscaler).__name__
-            raise ValueError(f"{kind} returned {array.dtype} {array.shape[1:]}, expected uint8 {self.shape}")
-        array = np.ascontiguousarray(array)
-        buffer = io.BytesIO()
+        batches = self._faces[block].split(_BATCH)
+        parts = [upscale_faces(self.upscaler, batch.to(device)).cpu() for batch in batches]
+        array = torch.cat(parts).contiguous().numpy()
+        buffer, path = io.BytesIO(), self._path(block, array)
         np.save(buffer, array)
-        write_atomically(self.folder / f"{block:05d}-{self._checksum(array)}.npy", buffer.getvalue())
-        if not self._open(block):
-            raise OSError(f"{self.folder}: block {block} cannot be read back after writing; check the disk")
-
-    def _check_space(self, blocks: int) -> None:
-        needed, free = blocks * self.block_size * int(np.prod(self.shape)), shutil.disk_usage(self.folder).free
-        if needed > free:
-            raise ValueError(
-                f"{self.folder}: free space is {free / 1e9:.1f} GB, expected at least {needed / 1e9:.1f} GB for the "
-                "upscaled images; cache_dir can name another place"
-            )
+        write_atomically(path, buffer.getbuffer())
+        self._blocks[block] = np.load(path, mmap_mode="r")
 
     def fill(self, rows: np.ndarray, device: torch.device, rank: int = 0, world_size: int = 1) -> None:
         """Make the blocks that hold `rows` unless they exist; return when all of them do.
 
         Every rank makes its own share, and then helps with what the others have not made yet.
 
-        Args:
-            rows: Rows of `images`.
-            device: Where to upscale.
-            rank: Index of this process.
-            world_size: Number of processes.
-
         Raises:
             ValueError: The upscaler returned another shape or type, or the disk is too small.
-            OSError: A block cannot be written or read back.
         """
         missing = [block for block in np.unique(rows // self.block_size).tolist() if not self._open(block)]
         if not missing:
             return
+        self.folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(self.folder)
-        self._check_space(len(missing))
-        order = np.random.default_rng()  # not seeded: two jobs with the same blocks to make should start elsewhere
+        needed = len(missing) * self.block_size * int(np.prod(self.shape))
+        free = shutil.disk_usage(self.folder).free
+        if needed > free:
+            raise ValueError(
+                f"{self.folder}: free space is {free / 1e9:.1f} GB, expected at least {needed / 1e9:.1f} GB for the "
+                "upscaled images; cache_dir can name another place"
+            )
         own = missing[rank::world_size]
-        others = [block for block in missing if block not in own]
-        work = [*order.permutation(own).tolist(), *order.permutation(others).tolist()]
-        images = sum(len(self._block_images(block)) for block in work)
+        shuffled = np.random.default_rng().permutation(missing).tolist()  # unseeded: two jobs should start elsewhere
+        images = sum(len(self._faces[block]) for block in missing)
         with tqdm(total=images, desc=f"upscaling into {self.folder}", unit="image", disable=rank != 0) as progress:
-            for block in work:
+            for block in sorted(shuffled, key=lambda block: block not in own):
                 if not self._open(block):
                     self._make(block, device)
-                progress.update(len(self._block_images(block)))
+                progress.update(len(self._faces[block]))
 
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
         """Return the upscaled images of filled rows, uint8 n,C,8h,8w."""

@@ -20,26 +20,21 @@ from models.resampling import luma_bt601, round_levels
 from run_state.folder import find_checkpoint
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+
 # Mean gray levels between bfloat16 and float32: good generators have 0.04, one on wrong kernels 0.6.
 MOST_BY_ROUNDING = 0.25
 
 
 class UpscalerError(ValueError):
-    """The pixels that an upscaler returned are not to be used."""
+    """An upscaler returned pixels that must not be used."""
 
 
 class Upscaler(ABC):
-    """Upscale gray faces, deterministically.
+    """Upscale gray faces, deterministically."""
 
-    Attributes:
-        name: Name of the arm in tables and dashboards.
-        channels: Channels of the result, 1 (gray) or 3 (RGB).
-        cached: Whether results are worth keeping on disk.
-    """
-
-    name: str
-    channels: int = 1
-    cached: bool = False
+    name: str  # of the arm, in tables and dashboards
+    channels: int = 1  # of the result: 1 (gray) or 3 (RGB)
+    cached: bool = False  # whether results are worth keeping on disk
 
     @abstractmethod
     def __call__(self, images: Tensor) -> Tensor:
@@ -47,10 +42,20 @@ class Upscaler(ABC):
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """Return what differs between upscalers, or weights, that give different pixels; it names the cache folder."""
+        """Return a name for the cache folder that changes whenever the output does: settings, weights."""
 
     def check_device(self, device: torch.device) -> None:  # noqa: B027  (most have nothing to refuse)
         """Refuse a device on which the results would be wrong; called before anything starts."""
+
+
+def upscale_faces(upscaler: Upscaler, images: Tensor) -> Tensor:
+    """Upscale, refusing results of another type or shape than `Upscaler` promises."""
+    large = upscaler(images)
+    expected = (len(images), upscaler.channels, *(SCALE * side for side in images.shape[2:]))
+    if large.dtype != torch.uint8 or large.shape != expected:
+        found = f"{large.dtype} {tuple(large.shape)}"
+        raise ValueError(f"{type(upscaler).__name__} returned {found}, expected torch.uint8 {expected}")
+    return large
 
 
 class InterpolationUpscaler(Upscaler):
@@ -58,16 +63,12 @@ class InterpolationUpscaler(Upscaler):
 
     Nearest, bilinear and bicubic are PyTorch's (`align_corners=False`; the bicubic kernel has a = -0.75), Lanczos is
     Pillow's, with three lobes.
-
-    Args:
-        mode: The kernel.
     """
 
     def __init__(self, mode: Interpolation = "bilinear") -> None:
         self.mode = self.name = mode
 
     def fingerprint(self) -> str:
-        """Return the name of the kernel."""
         return self.name
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -76,17 +77,14 @@ class InterpolationUpscaler(Upscaler):
             size = (faces.shape[2] * SCALE, faces.shape[1] * SCALE)
             large = [np.asarray(Image.fromarray(face).resize(size, Image.Resampling.LANCZOS)) for face in faces]
             return torch.from_numpy(np.stack(large))[:, None].to(images.device)
-        if self.mode == "nearest":
-            return F.interpolate(images, scale_factor=SCALE, mode="nearest")
-        return round_levels(F.interpolate(images.float(), scale_factor=SCALE, mode=self.mode, align_corners=False))
+        return round_levels(F.interpolate(images.float(), scale_factor=SCALE, mode=self.mode))
 
 
 class DICUpscaler(Upscaler):
     """Upscale with the last step of a trained DIC generator.
 
     Args:
-        checkpoint: A run folder of `train.py` (its best checkpoint), a checkpoint file of such a run, or a checkpoint
-            file of the authors.
+        checkpoint: A run folder (its best checkpoint), a checkpoint file of such a run, or one of the authors'.
         color: `gray` keeps the luma (BT.601) of the result, `rgb` all of it.
         name: Name of the arm; two generators need two names to be compared.
         precision: `bfloat16` (mixed) is faster where the hardware has it, and fills another cache.
@@ -107,39 +105,34 @@ class DICUpscaler(Upscaler):
 
     @cached_property
     def network(self) -> DIC:
-        """Read when it is first needed: an error then reaches the user as it is, not through the argument parser."""
+        """The generator, read when first needed: the argument parser would bury an error."""
         return DIC.from_checkpoint(find_checkpoint(self.checkpoint)).to(memory_format=torch.channels_last)
 
     def fingerprint(self) -> str:
         """Hash the network's configuration and weights, the colour and the precision, but not the file's name."""
-        reduced = () if self.precision == "float32" else (self.precision,)
-        settings = (sorted(self.network.config.items()), self.color, *reduced)
-        digest = hashlib.sha256(repr(settings).encode())
+        precision = () if self.precision == "float32" else (self.precision,)
+        digest = hashlib.sha256(repr((sorted(self.network.config.items()), self.color, *precision)).encode())
         for key, value in sorted(self.network.state_dict().items()):
             digest.update(key.encode() + value.detach().cpu().contiguous().numpy().tobytes())
         return f"dic-{digest.hexdigest()[:16]}"
 
     def check_device(self, device: torch.device) -> None:
-        """Refuse bfloat16 on a processor whose library computes a layer of the generator wrongly."""
+        """Refuse bfloat16 on a CPU that computes a layer of the generator wrongly."""
         if self.precision == "bfloat16" and device.type == "cpu":
             check_bfloat16(self.network)
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
         if self.precision == "bfloat16" and not self._precision_checked:
-            self._compare_precisions(images)
+            self.check_device(images.device)
+            off = (self._upscale(images, "bfloat16") - self._upscale(images, "float32")).abs().mean().item()
+            if off > MOST_BY_ROUNDING:
+                raise UpscalerError(
+                    f"{self.checkpoint}: faces upscaled in bfloat16 are {off:.2f} gray levels from those in float32, "
+                    f"expected at most {MOST_BY_ROUNDING}; use precision float32"
+                )
             self._precision_checked = True
         return round_levels(self._upscale(images, self.precision))
-
-    def _compare_precisions(self, images: Tensor) -> None:
-        """Refuse bfloat16 if the first batch shows that it is far from float32."""
-        self.check_device(images.device)
-        off = (self._upscale(images, "bfloat16") - self._upscale(images, "float32")).abs().mean().item()
-        if off > MOST_BY_ROUNDING:
-            raise UpscalerError(
-                f"{self.checkpoint}: in bfloat16 the upscaled faces are {off:.2f} gray levels from those in float32, "
-                f"expected at most {MOST_BY_ROUNDING}; use precision float32"
-            )
 
     def _upscale(self, images: Tensor, precision: str) -> Tensor:
         """Upscale uint8 B,1,h,w to gray levels, float32 B,channels,8h,8w."""
@@ -155,5 +148,5 @@ class DICUpscaler(Upscaler):
         """Refuse what a broken generator returns."""
         if not results.isfinite().all():
             raise UpscalerError(
-                f"{self.checkpoint}: the generator returned numbers that are not finite; was it trained to its end?"
+                f"{self.checkpoint}: the generator returned numbers that are not finite; is it trained?"
             )

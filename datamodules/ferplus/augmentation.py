@@ -47,16 +47,6 @@ class FaceAugmentation:
         )
 
     def __call__(self, image: np.ndarray, seed: int, epoch: int, index: int) -> np.ndarray:
-        """Return an image with the changes drawn for it.
-
-        Args:
-            image: uint8 H,W,C.
-            seed: Seed of the run.
-            epoch: Epoch, counted from 0.
-            index: Index of the image in its data set.
-
-        Returns:
-            uint8 H,W,C.
-        """
+        """Return an image, uint8 H,W,C, with the changes drawn for it."""
         self._compose.set_random_seed(int(np.random.SeedSequence((seed, epoch, index)).generate_state(1)[0]))
         return self._compose(image=image)["image"]

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from datamodules.ferplus.augmentation import FaceAugmentation
-from datamodules.ferplus.dataset import Batch, FERPlusDataset, UpscaledOnTheFly, keep_batch
+from datamodules.ferplus.dataset import Batch, FERPlusDataset, UpscaledOnTheFly
 from datamodules.ferplus.reading import FACE_SIZE
 from datamodules.ferplus.table import CACHE_FOLDER, FERPlusTable, describe, open_table
 from datamodules.labels import CLASSES, LabelMode, Split, argmax_labels
@@ -31,18 +31,12 @@ class FERPlusSplit(NamedTuple):
 
 
 def load_split(root: str | Path, split: Split, label_mode: LabelMode) -> FERPlusSplit:
-    """Load one split of FER+.
+    """Return the images of a split that a label mode keeps, in the order of the source.
 
-    Args:
-        root: Folder with the data; layouts in `datamodules.ferplus.table`.
-        split: Which part.
-        label_mode: How votes become targets, see `datamodules.labels.process_votes`.
-
-    Returns:
-        Names, images and targets of the kept images, in the order of the source.
+    Layouts of `root` are in `datamodules.ferplus.table`, label modes in `datamodules.labels`.
 
     Raises:
-        ValueError: The data or an argument is invalid, or no image is kept; the message says what and where.
+        ValueError: The data or an argument is invalid, or no image is kept.
     """
     table = open_table(root)
     rows, targets = _kept(table, split, label_mode)
@@ -61,8 +55,8 @@ class FERPlusDataModule(ResumableDataModule):
     """Serve FER+ for training, validation and testing.
 
     Batches are dictionaries: `image` float32 B,3,S,S in [0, 1]; `target` float32 B,8; `label` int64 B, the emotion with
-    the most votes; `index` int64 B, the position in the split's data set. Images leave the loaders as uint8 B,C,S,S
-    and become what is said above on the device.
+    the most votes; `index` int64 B, the position in the split's data set. Images leave the loaders as uint8 B,C,S,S and
+    are converted on the device.
 
     Validation uses the majority rule whatever `label_mode` is. Testing serves the images that the majority or the
     argmax rule keeps: `label` is -1 and `target` zero for those that the majority rule drops, `label_argmax` int64 B is
@@ -74,8 +68,7 @@ class FERPlusDataModule(ResumableDataModule):
         label_mode: How votes become training targets.
         batch_size: Images in a batch over all devices.
         input_size: Side S of the images served, 8 to 384 pixels; below 384 they are reduced with antialiasing.
-        early_size: Side of the images in the first epochs, which cost less then (progressive resizing); validation and
-            testing always see `input_size`.
+        early_size: Side of the training images in the first epochs, which are cheaper then (progressive resizing).
         early_epochs: Number of these epochs.
         num_workers: Processes that prepare batches, per device.
         augment: Change training images at random.
@@ -102,17 +95,16 @@ class FERPlusDataModule(ResumableDataModule):
         test_split: Split = "test",
     ) -> None:
         super().__init__()
-        for name, value in (("input_size", input_size), ("early_size", early_size)):
+        for name, value in {"input_size": input_size, "early_size": early_size}.items():
             if not 8 <= value <= UPSCALED_SIZE:
                 raise ValueError(f"{name} is {value}, expected 8 to {UPSCALED_SIZE}")
-        if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}, expected at least 1")
-        if num_workers < 0:
-            raise ValueError(f"num_workers is {num_workers}, expected at least 0")
-        self.root, self.label_mode, self.batch_size, self.input_size = root, label_mode, batch_size, input_size
-        self.early_size, self.early_epochs = early_size, early_epochs
+        for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
+            if value < least:
+                raise ValueError(f"{name} is {value}, expected at least {least}")
+        self.root, self.label_mode, self.test_split, self.seed = root, label_mode, test_split, seed
+        self.batch_size, self.num_workers = batch_size, num_workers
+        self.input_size, self.early_size, self.early_epochs = input_size, early_size, early_epochs
         self.upscaler = InterpolationUpscaler(upscaler) if isinstance(upscaler, str) else upscaler
-        self.num_workers, self.seed, self.test_split = num_workers, seed, test_split
         self.augmentation = (augmentation or FaceAugmentation()) if augment else None
         self.cache_dir = Path(cache_dir) if cache_dir else Path(root) / CACHE_FOLDER / "upscaled"
         self.synthetic = is_synthetic(root)
@@ -142,31 +134,22 @@ class FERPlusDataModule(ResumableDataModule):
 
     def check(self, command: str) -> None:
         """Refuse data or an upscaler that `command` (train, test or upscale) could not use."""
-        self._check_upscaler()
-        if command == "train":
-            rows, _ = _kept(self.table, "train", self.label_mode)
-            self.validation_images = len(_kept(self.table, "val", "majority")[0])
-            if len(rows) < self.batch_size:
-                raise ValueError(f"batch_size is {self.batch_size}, expected at most the {len(rows)} training images")
-        elif command == "test":
-            self.table.labelled(self.test_split, "majority")
-
-    def _check_upscaler(self) -> None:
-        kind = type(self.upscaler).__name__
         if not getattr(self.upscaler, "name", None):
+            kind = type(self.upscaler).__name__
             raise ValueError(f"{kind} has no name, expected the name of the arm in tables and dashboards")
         self.upscaler.fingerprint()  # reads a generator's checkpoint
         if not self.upscaler.cached:  # the cache checks what it is given
-            upscaled = self.upscaler(torch.zeros(1, 1, FACE_SIZE, FACE_SIZE, dtype=torch.uint8))
-            expected = (1, self.upscaler.channels, UPSCALED_SIZE, UPSCALED_SIZE)
-            if upscaled.dtype != torch.uint8 or upscaled.shape != expected:
-                found = f"{upscaled.dtype} {tuple(upscaled.shape)}"
-                raise ValueError(f"{kind} returns {found}, expected torch.uint8 {expected}")
+            self.upscaled[np.arange(1)]
+        if command == "train":
+            self.setup("fit")
+            self.make_loader(self.datasets["train"], training=True)  # refuses a batch larger than the data
+            self.validation_images = len(self.datasets["val"])
+        elif command == "test":
+            self.setup("test")
 
     def check_device(self, device: torch.device) -> None:
         """Refuse a device on which the faces would be upscaled wrongly; what is in a cache already was checked."""
-        folder = self.cache_folder
-        if folder is None or not folder.is_dir():
+        if self.cache_folder is None or not self.cache_folder.is_dir():
             self.upscaler.check_device(device)
 
     def prepare_data(self) -> None:
@@ -174,46 +157,46 @@ class FERPlusDataModule(ResumableDataModule):
 
     def setup(self, stage: str) -> None:
         if stage == "fit":
-            self.datasets["train"] = self._dataset(*_kept(self.table, "train", self.label_mode), training=True)
+            self.datasets["train"] = self._make_dataset("train", *_kept(self.table, "train", self.label_mode))
         if stage in ("fit", "validate"):
-            self.datasets["val"] = self._dataset(*_kept(self.table, "val", "majority"))
+            self.datasets["val"] = self._make_dataset("val", *_kept(self.table, "val", "majority"))
         if stage == "test":
             rows, kept, targets = self.table.labelled(self.test_split, "majority")
             used = kept | (argmax_labels(self.table.votes[rows]) >= 0)
-            self.datasets["test"] = self._dataset(rows[used], targets[used], testing=True)
+            self.datasets["test"] = self._make_dataset("test", rows[used], targets[used])
 
-    def _dataset(
-        self, rows: np.ndarray, targets: np.ndarray, training: bool = False, testing: bool = False
-    ) -> FERPlusDataset:
-        votes = self.table.votes[rows]
+    def _make_dataset(self, use: Split, rows: np.ndarray, targets: np.ndarray) -> FERPlusDataset:
+        votes, training = self.table.votes[rows], use == "train"
         label = np.where(targets.any(axis=1), votes[:, : len(CLASSES)].argmax(axis=1), -1)
-        reported = {"label_argmax": argmax_labels(votes), "in_train": self.table.in_train()[rows]} if testing else {}
+        labels = {"target": targets, "label": label}
+        if use == "test":
+            labels |= {"label_argmax": argmax_labels(votes), "in_train": self.table.in_train()[rows]}
         return FERPlusDataset(
             self.table.names[rows].tolist(),
             rows,
-            {"target": targets, "label": label, **reported},
+            labels,
             self.upscaled,
             self.input_size,
+            self.early_size,
+            early_epochs=self.early_epochs if training else 0,
             augmentation=self.augmentation if training else None,
             draw_label=training and self.label_mode == "probability",
             seed=self.seed,
-            early_size=self.early_size,
-            early_epochs=self.early_epochs if training else 0,
         )
 
-    # The loaders fill the cache, not `setup`: by then the run is on record, and upscaling can take hours.
-
     def train_dataloader(self) -> DataLoader:
-        self.fill_cache(self.datasets["train"].rows)
-        return self.make_loader(self.datasets["train"], training=True, collate_fn=keep_batch)
+        return self._make_loader("train")
 
     def val_dataloader(self) -> DataLoader:
-        self.fill_cache(self.datasets["val"].rows)
-        return self.make_loader(self.datasets["val"], training=False, collate_fn=keep_batch)
+        return self._make_loader("val")
 
     def test_dataloader(self) -> DataLoader:
-        self.fill_cache(self.datasets["test"].rows)
-        return self.make_loader(self.datasets["test"], training=False, collate_fn=keep_batch)
+        return self._make_loader("test")
+
+    def _make_loader(self, use: Split) -> DataLoader:
+        # The cache is filled here, not in `setup`: by now the run is on record, and upscaling can take hours.
+        self.fill_cache(self.datasets[use].rows)
+        return self.make_loader(self.datasets[use], training=use == "train", collate_fn=dict)  # batches come whole
 
     def predict_dataloader(self) -> list:
         """Fill the cache with every image; there is nothing to predict."""
@@ -227,26 +210,18 @@ class FERPlusDataModule(ResumableDataModule):
         return batch | {"image": (levels / white).expand(-1, 3, -1, -1)}
 
     def fill_cache(self, rows: np.ndarray) -> None:
-        """Upscale the faces of these rows on this process's device, if the upscaler's results are kept."""
+        """Upscale these rows of `table` on this process's device, if the results are kept."""
         if isinstance(self.upscaled, UpscaledCache):
             device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
             rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
             self.upscaled.fill(rows, device, rank, world_size)
 
     def faces(self, split: Split, names: list[str]) -> np.ndarray:
-        """Return the faces of these names as this arm upscales them, before any reduction: uint8 N,C,384,384.
-
-        Raises:
-            ValueError: The split has no image of a name.
-        """
+        """Return the faces of these names as this arm upscales them, before any reduction: uint8 N,C,384,384."""
         rows = {self.table.names[row]: row for row in self.table.rows(split)}
-        missing = [name for name in names if name not in rows]
-        if missing:
-            raise ValueError(f"{self.root}: the split {split!r} has no image named {missing[0]!r}")
+        for name in names:
+            if name not in rows:
+                raise ValueError(f"{self.root}: the split {split!r} has no image named {name!r}")
         chosen = np.array([rows[name] for name in names])
         self.fill_cache(chosen)
         return self.upscaled[chosen]
-
-    def class_counts(self) -> np.ndarray:
-        """Return the training mass of each class: the sum of the targets, float64 8."""
-        return self.datasets["train"].labels["target"].sum(axis=0, dtype=np.float64)

@@ -1,14 +1,13 @@
 """Read the raw FER+ files: the CSVs of pixels and votes, and the folders of PNG files.
 
-Whatever is wrong with a file ends in one `ValueError` that names the file, the line and the value.
+Anything wrong with a file raises a `ValueError` that names the file, the line and the value.
 """
 
 import csv
-import struct
 import warnings
-import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,112 +24,77 @@ FOLDERS = ("FER2013Train", "FER2013Valid", "FER2013Test")
 
 _USAGES = ("Training", "PublicTest", "PrivateTest")
 
-_PIXEL_COLUMNS = ("emotion", "pixels", "Usage")  # emotion: FER2013's own label, which FER+ replaces
-
 _MOST_VOTES = 1000
 
 
-class FERPlusImage(NamedTuple):
-    """One named image."""
+class VoteRow(NamedTuple):
+    """The votes for one image."""
 
-    name: str
-    image: np.ndarray  # uint8 48,48
+    place: str  # file and line, for messages
+    name: str  # empty for rows without an image
     votes: list[int]  # in the order of VOTE_COLUMNS
     split: int  # index into FOLDERS and SPLITS
 
 
-class _Row(NamedTuple):
-    """The votes of one row."""
-
-    place: str  # its file and line, for messages
-    name: str  # empty for rows without an image
-    votes: list[int]
-    split: int
+Images = list[tuple[VoteRow, np.ndarray]]  # the pixels are uint8 48,48
 
 
-def read_kaggle(pixels_path: Path, votes_path: Path) -> list[FERPlusImage]:
-    """Join pixels and votes row by row, skipping rows without a name.
-
-    Args:
-        pixels_path: `fer2013.csv` or `icml_face_data.csv`.
-        votes_path: `fer2013new.csv`.
-
-    Raises:
-        ValueError: A file is invalid, or the two do not belong together.
-    """
-    rows, images, count = _read_votes(votes_path), [], 0
-    for count, (place, cells) in enumerate(_records(pixels_path, _PIXEL_COLUMNS), start=1):
-        split, image = _usage(place, cells["Usage"]), _pixels(place, cells["pixels"])
-        if count > len(rows):
-            continue  # keep counting, for the message below
-        row = rows[count - 1]
+def read_kaggle(pixels_path: Path, votes_path: Path) -> Images:
+    """Join the pixels of `fer2013.csv` or `icml_face_data.csv` and the votes by row, skipping rows without a name."""
+    rows = _read_votes(votes_path)
+    records = _records(pixels_path, ("emotion", "pixels", "Usage"))  # FER+ replaces FER2013's own label, emotion
+    faces = [(place, _usage(place, cells["Usage"]), _pixels(place, cells["pixels"])) for place, cells in records]
+    if len(faces) != len(rows):
+        raise ValueError(f"{pixels_path} has {len(faces)} rows, {votes_path} has {len(rows)}; expected equally many")
+    for row, (place, split, _) in zip(rows, faces, strict=True):
         if split != row.split:
             raise ValueError(
                 f"{place}: Usage is {_USAGES[split]!r}, expected {_USAGES[row.split]!r} as in {row.place}; the rows of "
                 "both files must be in the same order"
             )
-        if row.name:
-            images.append(FERPlusImage(row.name, image, row.votes, split))
-    if count != len(rows):
-        raise ValueError(f"{pixels_path} has {count} rows, {votes_path} has {len(rows)}; expected equally many")
-    return images
+    return [(row, image) for row, (_, _, image) in zip(rows, faces, strict=True) if row.name]
 
 
-def read_folders(root: Path) -> list[FERPlusImage]:
-    """Join the images of the folders in `root` with their votes by name, in the order of names.
+def read_folders(root: Path) -> Images:
+    """Join the PNG files and the votes by name, in the order of names.
 
-    Votes come from `fer2013new.csv` or, with a warning, from the older `label.csv` of each folder. Of two rows with one
-    name the later one counts, since its pixels overwrote the earlier file.
-
-    Raises:
-        ValueError: A file is invalid, an image has no row of votes, or a row has no image.
+    Of two rows with one name the later one counts, since its pixels overwrote the earlier file.
     """
     present = [split for split, folder in enumerate(FOLDERS) if (root / folder).is_dir()]
     if (root / VOTES_FILE).is_file():
         rows = _read_votes(root / VOTES_FILE)
     else:
-        rows = [row for split in present for row in _read_label_csv(root, split)]
+        rows = [row for split in present for row in _read_older_votes(root, split)]
         warnings.warn(
             f"{root}: no {VOTES_FILE}; using the older votes of label.csv, which differ in 1,602 rows", stacklevel=3
         )
-    images: list[FERPlusImage] = []
+    labelled = {(row.split, row.name): row for row in rows if row.name and row.split in present}
     for split in present:
-        folder = root / FOLDERS[split]
-        by_name = {row.name: row for row in rows if row.split == split and row.name}
-        unlabelled = sorted({path.name for path in folder.glob("*.png")} - by_name.keys())
-        if unlabelled:
-            raise ValueError(f"{folder / unlabelled[0]}: image without a row of votes ({len(unlabelled)} such images)")
-        ordered = [by_name[name] for name in sorted(by_name)]
-        with ThreadPoolExecutor() as pool:
-            pixels = pool.map(_read_png, [folder] * len(ordered), ordered)
-            images += [
-                FERPlusImage(row.name, face, row.votes, split) for row, face in zip(ordered, pixels, strict=True)
-            ]
-    return images
+        for path in (root / FOLDERS[split]).glob("*.png"):
+            if (split, path.name) not in labelled:
+                raise ValueError(f"{path}: image without a row of votes")
+    ordered = [labelled[key] for key in sorted(labelled)]
+    with ThreadPoolExecutor() as pool:
+        return list(zip(ordered, pool.map(partial(_read_png, root), ordered), strict=True))
 
 
-def _lines(path: Path) -> Iterator[tuple[str, list[str]]]:
-    """Yield the rows of a CSV with their places, skipping blank lines."""
+def _records(path: Path, columns: tuple[str, ...], header: bool = True) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield the rows of a CSV with their places, by column; Kaggle's two files have two orders, and spaces."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file)
-            for row in reader:
-                if row:
-                    yield f"{path}, line {reader.line_num}", row
+            if header:
+                found = tuple(name.strip() for name in next(reader, []))
+                if sorted(found) != sorted(columns):
+                    raise ValueError(f"{path}: the header is {list(found)}, expected {list(columns)}")
+                columns = found
+            for row in filter(None, reader):  # no blank lines
+                place = f"{path}, line {reader.line_num}"
+                if len(row) != len(columns):
+                    raise ValueError(f"{place}: {len(row)} columns, expected {len(columns)}: {_short(','.join(row))}")
+                yield place, dict(zip(columns, row, strict=True))
     except (csv.Error, UnicodeDecodeError, OSError) as error:
         raise ValueError(f"{path}: not a readable CSV file ({error})") from error
-
-
-def _records(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yield the rows of a CSV with their places, by column; Kaggle's two files have two orders, and spaces."""
-    lines = _lines(path)
-    header = [name.strip() for name in next(lines, ("", []))[1]]
-    if sorted(header) != sorted(columns):
-        raise ValueError(f"{path}: the header is {header}, expected {list(columns)}")
-    for place, row in lines:
-        if len(row) != len(columns):
-            raise ValueError(f"{place}: {len(row)} columns, expected {len(columns)}: {_short(','.join(row))}")
-        yield place, dict(zip(header, row, strict=True))
 
 
 def _short(text: str) -> str:
@@ -143,46 +107,31 @@ def _usage(place: str, value: str) -> int:
     return _USAGES.index(value.strip())
 
 
-def _votes(place: str, values: list[str]) -> list[int]:
-    for column, value in zip(VOTE_COLUMNS, values, strict=True):
-        digits = value.strip()
+def _vote_row(place: str, cells: dict[str, str], split: int) -> VoteRow:
+    name = cells["Image name"].strip()
+    if name and (Path(name).name != name or "\0" in name or len(name) > 200):
+        raise ValueError(f"{place}: Image name is {_short(name)}, expected a plain file name")
+    for column in VOTE_COLUMNS:
+        digits = cells[column].strip()
         # Length first: Python refuses to convert thousands of digits.
         if not (digits.isascii() and digits.isdigit() and len(digits) <= 9 and int(digits) <= _MOST_VOTES):
-            raise ValueError(f"{place}: {column} is {_short(value)}, expected an integer from 0 to {_MOST_VOTES}")
-    return [int(value) for value in values]
+            raise ValueError(f"{place}: {column} is {_short(digits)}, expected an integer from 0 to {_MOST_VOTES}")
+    return VoteRow(place, name, [int(cells[column]) for column in VOTE_COLUMNS], split)
 
 
-def _image_name(place: str, value: str) -> str:
-    name = value.strip()
-    if name and (Path(name).name != name or "\0" in name or len(name) > 200):
-        raise ValueError(f"{place}: Image name is {_short(value)}, expected a plain file name")
-    return name
-
-
-def _read_votes(path: Path) -> list[_Row]:
+def _read_votes(path: Path) -> list[VoteRow]:
     """Return every row of `fer2013new.csv`."""
-    return [
-        _Row(
-            place,
-            _image_name(place, cells["Image name"]),
-            _votes(place, [cells[column] for column in VOTE_COLUMNS]),
-            _usage(place, cells["Usage"]),
-        )
-        for place, cells in _records(path, ("Usage", "Image name", *VOTE_COLUMNS))
-    ]
+    records = _records(path, ("Usage", "Image name", *VOTE_COLUMNS))
+    return [_vote_row(place, cells, _usage(place, cells["Usage"])) for place, cells in records]
 
 
-def _read_label_csv(root: Path, split: int) -> list[_Row]:
-    """Return every row of the older `label.csv` of a folder: name, face box, ten votes; no header."""
-    path, columns = root / FOLDERS[split] / "label.csv", 2 + len(VOTE_COLUMNS)
+def _read_older_votes(root: Path, split: int) -> list[VoteRow]:
+    """Return every row of the `label.csv` of a folder, which has no header."""
+    path = root / FOLDERS[split] / "label.csv"
     if not path.is_file():
         raise ValueError(f"{root}: neither {VOTES_FILE} nor {path.relative_to(root)} exists, expected one of them")
-    rows = []
-    for place, cells in _lines(path):
-        if len(cells) != columns:
-            raise ValueError(f"{place}: {len(cells)} columns, expected {columns} (name, box, votes)")
-        rows.append(_Row(place, _image_name(place, cells[0]), _votes(place, cells[2:]), split))
-    return rows
+    records = _records(path, ("Image name", "face box", *VOTE_COLUMNS), header=False)
+    return [_vote_row(place, cells, split) for place, cells in records]
 
 
 def _pixels(place: str, text: str) -> np.ndarray:
@@ -197,9 +146,8 @@ def _pixels(place: str, text: str) -> np.ndarray:
     return values.astype(np.uint8).reshape(FACE_SIZE, FACE_SIZE)
 
 
-def _read_png(folder: Path, row: _Row) -> np.ndarray:
-    """Return the image of a row, uint8 48,48."""
-    path = folder / row.name
+def _read_png(root: Path, row: VoteRow) -> np.ndarray:
+    path = root / FOLDERS[row.split] / row.name
     try:
         with Image.open(path, formats=["PNG"]) as image:
             mode, size = image.mode, image.size
@@ -207,17 +155,7 @@ def _read_png(folder: Path, row: _Row) -> np.ndarray:
                 return np.array(image)
     except FileNotFoundError as error:
         raise ValueError(f"{row.place}: names the image {path}, which does not exist") from error
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        EOFError,
-        struct.error,
-        zlib.error,
-        Image.DecompressionBombError,
-    ) as error:
+    except Exception as error:  # Pillow raises about anything for a damaged file
         raise ValueError(f"{path}: not a readable PNG file ({error})") from error
-    raise ValueError(
-        f"{path}: is {size[0]}x{size[1]} pixels of mode {mode}, expected an 8-bit gray image (mode L) of "
-        f"{FACE_SIZE}x{FACE_SIZE}"
-    )
+    found = f"{size[0]}x{size[1]} pixels of mode {mode}"
+    raise ValueError(f"{path}: is {found}, expected an 8-bit gray image (mode L) of {FACE_SIZE}x{FACE_SIZE}")

@@ -157,7 +157,6 @@ def test_probability_mode_draws_from_the_distribution(few: Path) -> None:
     split = load_split(few, "train", "crossentropy")
     assert np.abs(drawn.numpy() / 200 - split.targets).max() < 0.12  # 3.5 standard deviations
     assert ((drawn > 0).numpy() == (split.targets > 0)).all()
-    assert data.class_counts().tolist() == pytest.approx(split.targets.sum(axis=0).tolist())
 
 
 def test_workers_change_nothing(tiny_ferplus: Path) -> None:
@@ -170,16 +169,16 @@ def test_workers_change_nothing(tiny_ferplus: Path) -> None:
 
 
 def test_augmentation_is_a_function_of_seed_epoch_and_index(tiny_ferplus: Path) -> None:
-    data = module(tiny_ferplus)
-    dataset = data.datasets["train"]
-    one = dataset[(2, 5)]["image"]
+    def image(epoch: int, index: int, split: str = "train", **arguments: Any) -> Tensor:
+        return module(tiny_ferplus, **arguments).datasets[split].__getitems__([(epoch, index)])["image"][0]
+
+    one = image(2, 5)
+    dataset = module(tiny_ferplus).datasets["train"]
     assert torch.equal(dataset.__getitems__([(0, 3), (2, 5), (1, 5)])["image"][1], one)
-    assert not torch.equal(dataset[(3, 5)]["image"], one)
-    assert not torch.equal(module(tiny_ferplus, seed=1).datasets["train"][(2, 5)]["image"], one)
-    plain = module(tiny_ferplus, augment=False).datasets["train"]
-    assert torch.equal(plain[(2, 5)]["image"], plain[(0, 5)]["image"])
-    val = module(tiny_ferplus).datasets["val"]
-    assert torch.equal(val[(2, 5)]["image"], val[(0, 5)]["image"])
+    assert not torch.equal(image(3, 5), one)
+    assert not torch.equal(image(2, 5, seed=1), one)
+    assert torch.equal(image(2, 5, augment=False), image(0, 5, augment=False))
+    assert torch.equal(image(2, 5, "val"), image(0, 5, "val"))
 
 
 def test_both_arms_see_the_same_images_with_the_same_changes(tiny_ferplus: Path, tmp_path: Path) -> None:

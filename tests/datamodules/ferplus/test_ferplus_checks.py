@@ -97,8 +97,8 @@ class Wrong(InterpolationUpscaler):
 @pytest.mark.parametrize(
     ("upscaler", "message"),
     [
-        (Wrong(), r"Wrong returns torch\.float32 \(1, 1, 384, 384\), expected torch\.uint8"),
-        (Wrong(kind="small"), r"Wrong returns torch\.uint8 \(1, 1, 384, 192\), expected"),
+        (Wrong(), r"Wrong returned torch\.float32 \(1, 1, 384, 384\), expected torch\.uint8"),
+        (Wrong(kind="small"), r"Wrong returned torch\.uint8 \(1, 1, 384, 192\), expected"),
         (Wrong(name=""), "Wrong has no name"),
     ],
 )

@@ -231,7 +231,7 @@ BAD_FOLDERS = {
     ),
     "row missing": (
         lambda root: Image.fromarray(face(0)).save(root / "FER2013Train" / "fer0000009.png"),
-        r"FER2013Train/fer0000009\.png: image without a row of votes \(1 such images\)",
+        r"FER2013Train/fer0000009\.png: image without a row of votes",
     ),
     "name leads elsewhere": (
         lambda root: edit(root / "fer2013new.csv", "fer0000001.png", "../fer0000001.png"),
@@ -268,7 +268,7 @@ def test_bad_input_ends_in_one_clear_error(
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('fer0000000.png,"(0, 0, 48, 48)",4,0', r"label\.csv, line 1: 4 columns, expected 12 \(name, box, votes\)"),
+        ('fer0000000.png,"(0, 0, 48, 48)",4,0', r"label\.csv, line 1: 4 columns, expected 12: "),
         ('fer0000000.png,"(0, 0, 48, 48)",4,0,0,0,6,-2,0,0,0,0', r"label\.csv, line 1: disgust is '-2'"),
         ('fer0000009.png,"(0, 0, 48, 48)",4,0,0,0,6,0,0,0,0,0', r"fer0000000\.png: image without a row of votes"),
     ],
@@ -310,5 +310,5 @@ def test_split_of_which_nothing_is_kept(tmp_path: Path) -> None:
 def test_unreadable_file(tmp_path: Path) -> None:
     write_kaggle(tmp_path, SAMPLES)
     (tmp_path / "fer2013.csv").chmod(0)
-    with pytest.raises(ValueError, match=r"fer2013\.csv: cannot be read"):
+    with pytest.raises(ValueError, match=r"fer2013\.csv: not a readable CSV file \(.*Permission denied"):
         open_table(tmp_path)
