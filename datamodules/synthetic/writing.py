@@ -24,7 +24,6 @@ from storage.atomic import replace_folder, write_atomically
 
 VERSION = 2  # raised when the same arguments give other bytes, so that older folders are written again
 
-_FER_SIZE = 48
 _DRAWN_SIZE = 64  # of a FER+ look-alike before it is reduced and aged
 _FACES_STREAM = 0  # second entry of the seed of a landmarked face; those of FER+ are in `votes`
 _VAL_SEED = 1_000_000  # added to the seed for the landmarked validation faces: people who are not in training
@@ -138,7 +137,7 @@ def _write_fer_image(path: Path, sample: Sample, seed: int) -> None:
 def _age_photograph(gray: npt.NDArray[Any], rng: np.random.Generator) -> npt.NDArray[Any]:
     """Reduce a gray image, 0-255, to 48x48 and give it the flaws of FER2013: contrast, blur, noise, JPEG blocks."""
     spread, mean, sigma, noise = rng.uniform((34.0, 85.0, 0.1, 1.0), (66.0, 165.0, 0.75, 7.0))
-    small = cv2.resize(gray, (_FER_SIZE, _FER_SIZE), interpolation=cv2.INTER_AREA)
+    small = cv2.resize(gray, (48, 48), interpolation=cv2.INTER_AREA)
     small = cv2.GaussianBlur(small, (0, 0), sigma)
     gain = min(spread / (float(small.std()) + 1e-3), 2.5)  # a flat image stays flat
     small = (small - small.mean()) * gain + mean + noise * rng.standard_normal(small.shape, np.float32)
