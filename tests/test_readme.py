@@ -1,5 +1,6 @@
 """Every command of the README and of docs/ is accepted, and what it points to is there."""
 
+import contextlib
 import re
 import shlex
 from collections.abc import Callable
@@ -30,15 +31,14 @@ def commands() -> list[str]:
     return [line for line in called if re.match(r"(\S*/)?(python|make|superfer) ", line)]
 
 
-@pytest.fixture
-def run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
-    """A folder that stands for RUN: a configuration and an empty checkpoint."""
-    with pytest.raises(SystemExit):
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that stands for RUN: a configuration and an empty checkpoint. Read only."""
+    folder = tmp_path_factory.mktemp("run")
+    with (folder / "config.yaml").open("w") as file, contextlib.redirect_stdout(file), pytest.raises(SystemExit):
         train(["--config", str(REPOSITORY / "configs/classifier/bilinear.yaml"), "--print_config"])
-    folder = tmp_path / "run"
-    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "checkpoints").mkdir()
     torch.save({}, folder / "checkpoints" / "best.ckpt")
-    (folder / "config.yaml").write_text(capsys.readouterr().out)
     return folder
 
 
