@@ -41,3 +41,4 @@ clean-demo:
 torture: install-dev
 	NO_ALBUMENTATIONS_UPDATE=1 $(PY) -m tests.torture
 	NO_ALBUMENTATIONS_UPDATE=1 WANDB_MODE=offline $(PY) -m pytest -m slow
+	$(PY) -m pytest --hypothesis-profile=torture tests/test_fuzz.py

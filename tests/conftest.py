@@ -27,11 +27,15 @@ os.environ["MPLBACKEND"] = "Agg"
 
 import pytest
 import torch
+from hypothesis import settings
 from hypothesis.configuration import set_hypothesis_home_dir
 
 from datamodules.synthetic.writing import write_faces, write_ferplus
 
 set_hypothesis_home_dir(TEMPORARY)
+settings.register_profile("torture", max_examples=250)  # --hypothesis-profile=torture
+settings.register_profile("quick", max_examples=60)
+settings.load_profile("quick")
 torch.set_num_threads(1)  # results differ in the last bits with the number of threads
 
 

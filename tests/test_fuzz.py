@@ -38,7 +38,6 @@ from tests.tiny_runs import classifier_args, generator_args
 
 # The same inputs every time: a failure here is to be found by whoever causes it.
 fuzzed = settings(
-    max_examples=250,
     deadline=None,
     derandomize=True,
     database=None,
@@ -207,14 +206,14 @@ def _assert_built_or_refused(text: str) -> None:
 
 @pytest.mark.filterwarnings("ignore")
 @given(change=damage(), which=st.integers(0, 1))
-@settings(fuzzed, max_examples=60)
+@settings(fuzzed, max_examples=fuzzed.max_examples // 4)
 def test_damaged_configuration(configurations: list[str], change: Callable[[bytes], bytes], which: int) -> None:
     _assert_built_or_refused(change(configurations[which].encode()).decode(errors="replace"))
 
 
 @pytest.mark.filterwarnings("ignore")
 @given(which=st.integers(0, 1), place=st.floats(0, 1, exclude_max=True), value=st.sampled_from(ODD))
-@settings(fuzzed, max_examples=100)
+@settings(fuzzed, max_examples=fuzzed.max_examples // 2)
 def test_senseless_setting(configurations: list[str], which: int, place: float, value: object) -> None:
     config = yaml.safe_load(configurations[which])
     leaves: list[tuple[dict[str, object], str]] = []

@@ -1,5 +1,6 @@
 """Every command of the pages for users is accepted, every Python block runs, and what they name is there."""
 
+import contextlib
 import re
 import shlex
 import sys
@@ -45,15 +46,14 @@ def commands() -> list[str]:
     return [part for part in simple if re.match(r"(\S*/)?(python|make|superfer|sbatch) |\S+ torchrun ", part)]
 
 
-@pytest.fixture
-def run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
-    """A folder that stands for RUN: a configuration and an empty checkpoint."""
-    with pytest.raises(SystemExit):
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that stands for RUN: a configuration and an empty checkpoint. Read only."""
+    folder = tmp_path_factory.mktemp("run")
+    with (folder / "config.yaml").open("w") as file, contextlib.redirect_stdout(file), pytest.raises(SystemExit):
         train(["--config", str(REPOSITORY / "configs/classifier/bilinear.yaml"), "--print_config"])
-    folder = tmp_path / "run"
-    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "checkpoints").mkdir()
     torch.save({}, folder / "checkpoints" / "best.ckpt")
-    (folder / "config.yaml").write_text(capsys.readouterr().out)
     return folder
 
 

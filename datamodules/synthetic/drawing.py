@@ -1,13 +1,11 @@
 """Drawings of the heads of `shape` with their 68 exact landmarks.
 
-A face is painted with filled outlines and lines on a canvas a few times larger than the image, from its own landmarks
-and from points attached to the head: the landmarks are where the drawing is. Reducing the canvas smooths the edges;
-then come one soft light, the blur of a lens and the noise of a sensor.
+A face is painted from its own landmarks, and from other points of the head, on a canvas a few times larger than the
+image: the landmarks are exact. Reducing the canvas smooths the edges; then come one soft light, blur and noise.
 
 Lengths are in face units (see `shape`), points in canvas pixels, colours RGB in [0, 1].
 """
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,18 +16,12 @@ import numpy.typing as npt
 from datamodules.synthetic import shape
 from datamodules.synthetic.shape import Points
 
-_MIN_SIZE, _MAX_SIZE = 16, 2048
-
 _MIN_CANVAS = 192  # pixels, so that lines keep their width in small images
-
 _SHIFT = 4  # fractional bits of OpenCV's coordinates
 
 _SKINS = np.array([[0.97, 0.82, 0.73], [0.90, 0.71, 0.58], [0.76, 0.56, 0.42], [0.55, 0.38, 0.28], [0.40, 0.27, 0.20]])
-
 _HAIRS = np.array([[0.07, 0.06, 0.06], [0.24, 0.15, 0.1], [0.45, 0.3, 0.17], [0.72, 0.56, 0.32], [0.6, 0.6, 0.6]])
-
 _IRISES = np.array([[0.2, 0.11, 0.06], [0.3, 0.19, 0.1], [0.28, 0.36, 0.26], [0.3, 0.42, 0.55]])
-
 _EYEBALL, _TEETH, _MOUTH, _TONGUE = np.array([[0.95] * 3, [0.93, 0.91, 0.86], [0.2, 0.06, 0.06], [0.72, 0.33, 0.32]])
 
 
@@ -40,19 +32,16 @@ def render_face(
 
     Args:
         size: Side of the image in pixels, 16 to 2048. Generators in the same state give the same face at any size.
-        emotion: What the face expresses, one of the eight classes.
-        intensity: How strongly, 0 (not at all) to 1.
+        emotion: One of the eight classes.
+        intensity: Of the emotion, 0 (not visible) to 1 (full).
         rng: Source of everything that varies: person, expression, pose, colours, light, camera.
 
     Returns:
         The image, uint8, size,size,3, RGB, and the 68 iBUG landmarks, float32, 68,2 (x, y), in pixels: 0 is the
         centre of the first pixel.
-
-    Raises:
-        ValueError: If the size is out of its range.
     """
-    if not _MIN_SIZE <= size <= _MAX_SIZE:
-        raise ValueError(f"size is {size}, expected {_MIN_SIZE} to {_MAX_SIZE} pixels")
+    if not 16 <= size <= 2048:
+        raise ValueError(f"size is {size}, expected 16 to 2048 pixels")
     head = shape.sample_head(rng)
     expression = shape.sample_expression(emotion, intensity, rng)
     canvas = FaceCanvas(size * max(2, -(-_MIN_CANVAS // size)), head, shape.sample_pose(rng), rng)
@@ -67,7 +56,7 @@ def render_face(
 
 
 class FaceCanvas:
-    """A person's colours and light, and the picture being painted: uint8, side,side,3."""
+    """The colours of a person, the light, and the picture being painted: `pixels`, uint8, side,side,3."""
 
     def __init__(self, side: int, head: shape.Head, pose: shape.Pose, rng: np.random.Generator) -> None:
         self.side, self.head, self.pose = side, head, pose
@@ -88,17 +77,17 @@ class FaceCanvas:
         self.pixels = cv2.resize(_bytes(backdrop)[:, None], (side, side), interpolation=cv2.INTER_LINEAR)
 
     def place(self, points: Sequence[Sequence[float]] | Points, depth: float) -> Points:
-        """Return the canvas pixels of points N,2 of the head at a depth."""
+        """Project points N,2 of the head, all at one depth, to canvas pixels."""
         return shape.project(np.insert(np.asarray(points), 2, depth, axis=1), self.pose) * self.side - 0.5
 
     def dome(self, width: float, height: float, bottom: float, depth: float) -> Points:
-        """Return half an ellipse over the head, from the right side at height `bottom` to the left."""
+        """Return half an ellipse over the head, from right to left; it ends at the height `bottom`."""
         angle = np.linspace(0, np.pi, 21)
         y = bottom - (height + bottom) * np.sin(angle) ** 0.9
         return self.place(np.column_stack([width * np.cos(angle), y]), depth)
 
     def fill(self, outline: Points, colour: Points, within: Points | None = None) -> None:
-        """Paint the inside of an outline, or what of it lies within a second one."""
+        """Paint the inside of an outline, or the part of it within a second one."""
         if within is None:
             cv2.fillPoly(self.pixels, [_fixed_point(outline)], _bytes(colour).tolist(), cv2.LINE_AA, _SHIFT)
             return
@@ -119,19 +108,12 @@ class FaceCanvas:
 
 
 def smooth_curve(points: Points) -> Points:
-    """Return a Catmull-Rom spline, M,2, which passes through the points N,2 and so keeps the landmarks exact."""
-    return _spline(len(points)) @ points
-
-
-@functools.cache
-def _spline(number: int, steps: int = 6) -> Points:
-    """Return the spline as a matrix: each of its points is a weighted sum of the given ones."""
-    p = np.eye(number)
-    p = np.concatenate([2 * p[:1] - p[1:2], p, 2 * p[-1:] - p[-2:-1]])
-    t = np.arange(steps)[:, None] / steps
+    """Return a Catmull-Rom spline, 6N-5,2, that passes through the points N,2 and so keeps the landmarks exact."""
+    p = np.concatenate([2 * points[:1] - points[1:2], points, 2 * points[-1:] - points[-2:-1]])[:, None]
+    t = np.arange(6)[:, None] / 6
     weights = (-t + 2 * t**2 - t**3, 2 - 5 * t**2 + 3 * t**3, t + 4 * t**2 - 3 * t**3, t**3 - t**2)
-    pieces = sum(0.5 * w * p[i : number - 1 + i, None] for i, w in enumerate(weights))
-    return np.concatenate([np.reshape(pieces, (-1, number)), np.eye(number)[-1:]])
+    pieces = sum(0.5 * w * p[i : len(points) - 1 + i] for i, w in enumerate(weights))
+    return np.concatenate([np.reshape(pieces, (-1, 2)), points[-1:]])
 
 
 def _bytes(colour: Points) -> npt.NDArray[np.uint8]:
@@ -178,7 +160,7 @@ def _draw_eye(face: FaceCanvas, eye: Points, brow: Points) -> None:
 
 
 def _draw_nose(face: FaceCanvas, p: Points) -> None:
-    """Draw the side in shadow, the base and the nostrils."""
+    """Draw the shaded side, the base and the nostrils."""
     face.fill(p[[27, 28, 29, 30, 33, 31 if face.light[0] > 0 else 35]], face.skin * 0.86)
     face.line(smooth_curve(p[31:36]), face.skin * 0.6, 0.024)
     for wing, inner in ((31, 32), (35, 34)):
@@ -186,7 +168,7 @@ def _draw_nose(face: FaceCanvas, p: Points) -> None:
 
 
 def _draw_mouth(face: FaceCanvas, p: Points) -> None:
-    """Draw lips between the outer and the inner points; teeth, tongue and darkness where they part."""
+    """Draw lips between the outer and the inner points; teeth and tongue where they part."""
     top, bottom = smooth_curve(p[60:65]), smooth_curve(p[[64, 65, 66, 67, 60]])
     face.fill(np.concatenate([smooth_curve(p[48:55]), top[::-1]]), face.lips * 0.84)
     face.fill(np.concatenate([smooth_curve(p[[54, 55, 56, 57, 58, 59, 48]]), bottom[::-1]]), face.lips)
@@ -203,7 +185,7 @@ def _draw_mouth(face: FaceCanvas, p: Points) -> None:
 
 
 def _photograph(face: FaceCanvas, size: int, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
-    """Return the picture as a camera sees it: with light from one side, exposure, blur and noise."""
+    """Reduce the picture; add light from one side, exposure, blur and noise."""
     blur, noise = rng.random(2)
     image: npt.NDArray[Any] = cv2.resize(face.pixels, (size, size), interpolation=cv2.INTER_AREA).astype(np.float32)
     x = ((np.arange(size, dtype=np.float32) + 0.5) / size - 0.5)[:, None]

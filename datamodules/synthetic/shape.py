@@ -1,19 +1,15 @@
 """Geometry of the drawn faces: a parametric head in three dimensions and its 68 landmarks.
 
 A face is described in face units: 1 is half the width of the face at the ears, x points to the right of the image, y
-down, z to the viewer, and the origin lies between the eyes. The head (who it is) and the expression (what it does)
-give 68 points in these units; the pose (how it is seen) projects them, and anything else that is attached to the face,
-to the image. The landmarks are exact because the faces are drawn from them. "Left" and "right" are those of the image.
+down, z to the viewer, and the origin lies between the eyes. Head and expression give 68 points in these units; the
+pose projects them, and whatever else is attached to the face, to the image. "Left" and "right" are the image's.
 
 The order of the 68 points is that of iBUG 300-W (Sagonas et al. 2013): 0-16 jaw, 17-26 brows, 27-35 nose, 36-47 eyes,
 48-59 outer and 60-67 inner lips. The expressions are built from movements in the spirit of the action units of
 Ekman and Friesen's Facial Action Coding System (1978).
-
-Shapes: K = 68 landmarks, N points, coordinates last.
 """
 
-import functools
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import numpy as np
@@ -21,17 +17,13 @@ import numpy.typing as npt
 
 Points = npt.NDArray[Any]  # float64, ...,2 or ...,3
 
-# Where each point of the left eye (36-41) comes on the right one (42-47).
-_MIRRORED_EYE = (3, 2, 1, 0, 5, 4)
-
 _HEAD_CENTRE = np.array([0.0, 0.6, 0.0])  # the point about which the head turns
-
 _PERSPECTIVE = 0.08  # how much larger one face unit nearer to the viewer looks
 
 
 @dataclass(frozen=True)
 class Head:
-    """Who it is. Lengths in face units; `eye_open` and `lip` are factors of the usual height."""
+    """A person. Lengths in face units; `eye_open` and `lip` are factors of the usual height."""
 
     length: float = 1.62  # from the eyes to the chin
     jaw_power: float = 0.85  # below 1 a square jaw, 1 an ellipse
@@ -52,7 +44,7 @@ class Head:
 
 @dataclass(frozen=True)
 class Expression:
-    """What it does. Movements in face units, except the lids, `lip_press` and `nose_wrinkle`, which are fractions."""
+    """What a face does. Movements in face units; the lids, `stretch`, `lip_press` and `nose_wrinkle` are fractions."""
 
     brow_inner: float = 0.0  # up
     brow_outer: float = 0.0  # up
@@ -61,7 +53,7 @@ class Expression:
     lid_lower: float = 0.0  # 1 closes the lower half
     corner_left: float = 0.0  # up
     corner_right: float = 0.0  # up
-    stretch: float = 0.0  # wider mouth, as a fraction of its width
+    stretch: float = 0.0  # wider mouth
     jaw_drop: float = 0.0
     lip_raise: float = 0.0
     lip_press: float = 0.0
@@ -70,7 +62,7 @@ class Expression:
 
 @dataclass(frozen=True)
 class Pose:
-    """How it is seen. Angles in radians; `scale` is one face unit and `x`, `y` the head's centre, in image widths."""
+    """The view. Angles in radians; `scale` is one face unit and `x`, `y` the head's centre, in image widths."""
 
     yaw: float = 0.0
     pitch: float = 0.0
@@ -80,104 +72,60 @@ class Pose:
     y: float = 0.5
 
 
-def _both(corner: float) -> dict[str, float]:
-    return {"corner_left": corner, "corner_right": corner}
-
-
-# Two ways to express each emotion at full intensity; a face shows one of them.
-_PROTOTYPES: dict[str, tuple[Expression, Expression]] = {
-    "neutral": (Expression(), Expression()),
-    "happiness": (
-        Expression(**_both(0.15), stretch=0.18, lid_lower=0.4, lid_upper=-0.15, jaw_drop=0.14, lip_raise=0.05),
-        Expression(**_both(0.14), stretch=0.16, lid_lower=0.35),
-    ),
-    "surprise": (
-        Expression(brow_inner=0.15, brow_outer=0.15, lid_upper=0.7, jaw_drop=0.36, stretch=-0.2, lip_raise=0.02),
-        Expression(brow_inner=0.17, brow_outer=0.17, lid_upper=0.8, jaw_drop=0.2, stretch=-0.16),
-    ),
-    "sadness": (
-        Expression(brow_inner=0.13, brow_outer=-0.07, brow_pinch=0.05, lid_upper=-0.3, **_both(-0.13), stretch=-0.05),
-        Expression(brow_inner=0.11, brow_outer=-0.08, brow_pinch=0.04, lid_upper=-0.5, **_both(-0.16)),
-    ),
-    "anger": (
-        Expression(brow_inner=-0.14, brow_pinch=0.07, lid_upper=-0.1, lid_lower=0.3, lip_press=0.8, **_both(-0.05)),
-        Expression(brow_inner=-0.14, brow_pinch=0.07, lid_lower=0.3, jaw_drop=0.17, lip_raise=0.05, stretch=0.04),
-    ),
-    "disgust": (
-        Expression(
-            brow_inner=-0.09, brow_outer=-0.05, brow_pinch=0.03, lid_upper=-0.3, lid_lower=0.5, lip_raise=0.12,
-            nose_wrinkle=1.0, **_both(-0.08),
-        ),
-        Expression(
-            brow_inner=-0.08, brow_outer=-0.05, brow_pinch=0.03, lid_upper=-0.35, lid_lower=0.5, lip_raise=0.11,
-            nose_wrinkle=1.0, **_both(-0.06), jaw_drop=0.12,
-        ),
-    ),
-    "fear": (
-        Expression(
-            brow_inner=0.16, brow_outer=0.03, brow_pinch=0.07, lid_upper=0.6, stretch=0.2, jaw_drop=0.13, **_both(-0.06)
-        ),
-        Expression(
-            brow_inner=0.17, brow_outer=0.02, brow_pinch=0.07, lid_upper=0.55, stretch=0.24, jaw_drop=0.06,
-            **_both(-0.08),
-        ),
-    ),
-    "contempt": (
-        Expression(corner_left=0.15, corner_right=-0.03, lid_upper=-0.25, lid_lower=0.15, lip_press=0.3),
-        Expression(corner_left=-0.03, corner_right=0.15, lid_upper=-0.25, lid_lower=0.15, lip_press=0.3),
-    ),
+# Two ways to express each emotion at full intensity; a face shows one of them. The columns are Expression's fields.
+_PROTOTYPES = {
+    #             brow                  lid           corner        stretch  jaw   lip         nose
+    #             inner  outer  pinch   upper  lower  left   right           drop  raise press wrinkle
+    "neutral":   [( 0.0,   0.0,  0.0,    0.0,   0.0,   0.0,   0.0,    0.0,  0.0,  0.0,  0.0, 0.0),
+                  ( 0.0,   0.0,  0.0,    0.0,   0.0,   0.0,   0.0,    0.0,  0.0,  0.0,  0.0, 0.0)],
+    "happiness": [( 0.0,   0.0,  0.0,   -0.15,  0.4,   0.15,  0.15,   0.18, 0.14, 0.05, 0.0, 0.0),
+                  ( 0.0,   0.0,  0.0,    0.0,   0.35,  0.14,  0.14,   0.16, 0.0,  0.0,  0.0, 0.0)],
+    "surprise":  [( 0.15,  0.15, 0.0,    0.7,   0.0,   0.0,   0.0,   -0.2,  0.36, 0.02, 0.0, 0.0),
+                  ( 0.17,  0.17, 0.0,    0.8,   0.0,   0.0,   0.0,   -0.16, 0.2,  0.0,  0.0, 0.0)],
+    "sadness":   [( 0.13, -0.07, 0.05,  -0.3,   0.0,  -0.13, -0.13,  -0.05, 0.0,  0.0,  0.0, 0.0),
+                  ( 0.11, -0.08, 0.04,  -0.5,   0.0,  -0.16, -0.16,   0.0,  0.0,  0.0,  0.0, 0.0)],
+    "anger":     [(-0.14,  0.0,  0.07,  -0.1,   0.3,  -0.05, -0.05,   0.0,  0.0,  0.0,  0.8, 0.0),
+                  (-0.14,  0.0,  0.07,   0.0,   0.3,   0.0,   0.0,    0.04, 0.17, 0.05, 0.0, 0.0)],
+    "disgust":   [(-0.09, -0.05, 0.03,  -0.3,   0.5,  -0.08, -0.08,   0.0,  0.0,  0.12, 0.0, 1.0),
+                  (-0.08, -0.05, 0.03,  -0.35,  0.5,  -0.06, -0.06,   0.0,  0.12, 0.11, 0.0, 1.0)],
+    "fear":      [( 0.16,  0.03, 0.07,   0.6,   0.0,  -0.06, -0.06,   0.2,  0.13, 0.0,  0.0, 0.0),
+                  ( 0.17,  0.02, 0.07,   0.55,  0.0,  -0.08, -0.08,   0.24, 0.06, 0.0,  0.0, 0.0)],
+    "contempt":  [( 0.0,   0.0,  0.0,   -0.25,  0.15,  0.15, -0.03,   0.0,  0.0,  0.0,  0.3, 0.0),
+                  ( 0.0,   0.0,  0.0,   -0.25,  0.15, -0.03,  0.15,   0.0,  0.0,  0.0,  0.3, 0.0)],
 }  # fmt: skip
 
-# How far people are from the mean head, as standard deviations in the order of Head's fields.
-_HEAD_SPREAD = (0.07, 0.07, 0.1, 0.018, 0.012, 0.14, 0.012, 0.025, 0.02, 0.04, 0.022, 0.03, 0.025, 0.16, 0.05)
-
-# How far a resting face is from the prototype, as standard deviations in the order of Expression's fields.
+# Standard deviations of the resting face, and how far each movement can go down: nothing closes further than shut.
 _RESTING_SPREAD = (0.02, 0.02, 0.012, 0.1, 0.08, 0.014, 0.014, 0.04, 0.012, 0.008, 0.1, 0.06)
+_LOWEST = (-1.0, -1.0, -1.0, -0.75, -1.0, -1.0, -1.0, -1.0, 0.0, 0.0, 0.0, 0.0)
+
+# Standard deviations of people from the mean head, in the order of Head's fields.
+_HEAD_SPREAD = (0.07, 0.07, 0.1, 0.018, 0.012, 0.14, 0.012, 0.025, 0.02, 0.04, 0.022, 0.03, 0.025, 0.16, 0.05)
 
 
 def sample_head(rng: np.random.Generator) -> Head:
-    """Draw a person; always the same number of draws."""
+    """Draw a person."""
     n = rng.standard_normal(len(_HEAD_SPREAD)).clip(-2.2, 2.2)
-    mean = Head()
-    values = dict(zip(vars(mean), np.array(list(vars(mean).values())) + n * _HEAD_SPREAD, strict=True))
+    values = dict(zip(vars(Head()), astuple(Head()) + n * _HEAD_SPREAD, strict=True))
     values["mouth_y"] += 0.03 * n[0] + 0.025 * n[9]  # with the chin and the nose
     return Head(**values)
 
 
 def sample_expression(emotion: str, intensity: float, rng: np.random.Generator) -> Expression:
-    """Draw an individual expression of an emotion; always the same number of draws.
-
-    Args:
-        emotion: One of the eight classes.
-        intensity: 0 (not to be seen) to 1 (full).
-        rng: Source of the variant shown, of the strength of each movement and of the face's habits.
-    """
-    prototype = _PROTOTYPES[emotion][int(rng.integers(2))]
-    movements = np.array(list(vars(prototype).values()))
+    """Draw an individual expression of one of the eight emotions; intensity 0 (not visible) to 1 (full)."""
+    movements = np.array(_PROTOTYPES[emotion][rng.integers(2)])
     gains = rng.uniform(0.75, 1.25, movements.size)
-    habits = rng.standard_normal(movements.size) * np.array(_RESTING_SPREAD)
-    values = movements * intensity * gains + habits
-    # Neither the jaw nor the lips can close further than shut.
-    limits = {"jaw_drop": 0.0, "lip_raise": 0.0, "lip_press": 0.0, "nose_wrinkle": 0.0, "lid_upper": -0.75}
-    named = dict(zip(vars(prototype), values.tolist(), strict=True))
-    return Expression(**{name: max(value, limits.get(name, -1.0)) for name, value in named.items()})
+    habits = rng.standard_normal(movements.size) * _RESTING_SPREAD
+    return Expression(*np.maximum(movements * intensity * gains + habits, _LOWEST))
 
 
 def sample_pose(rng: np.random.Generator) -> Pose:
-    """Draw a roughly frontal view; always the same number of draws."""
+    """Draw a roughly frontal view."""
     n = rng.standard_normal(6).clip(-2.0, 2.0)
-    return Pose(
-        yaw=0.22 * n[0],
-        pitch=0.1 * n[1],
-        roll=0.09 * n[2],
-        scale=0.34 + 0.012 * n[3],
-        x=0.5 + 0.015 * n[4],
-        y=0.52 + 0.012 * n[5],
-    )
+    return Pose(*(np.array([0.0, 0.0, 0.0, 0.34, 0.5, 0.52]) + n * [0.22, 0.1, 0.09, 0.012, 0.015, 0.012]))
 
 
 def face_landmarks(head: Head, expression: Expression) -> Points:
-    """Return the 68 landmarks of an expression on a head, K,3, face units."""
+    """Return the 68 landmarks of an expression on a head, 68,3, in face units."""
     x, y = np.concatenate([part(head, expression) for part in (_jaw, _brows, _nose, _eyes, _mouth)]).T
     lifted = np.column_stack([x, y, head.depth * (0.62 - 0.55 * x**2 - 0.12 * (y - 0.7) ** 2)])
     lifted[27:31, 2] += head.depth * np.array([0.0, 0.08, 0.17, 0.27])
@@ -193,7 +141,6 @@ def project(points: Points, pose: Pose) -> Points:
     return np.asarray(turned[:, :2] * nearer * pose.scale + np.array([pose.x, pose.y]))
 
 
-@functools.lru_cache(maxsize=8)
 def _rotation(pose: Pose) -> Points:
     cos, sin = np.cos, np.sin
     yaw = np.array([[cos(pose.yaw), 0, sin(pose.yaw)], [0, 1, 0], [-sin(pose.yaw), 0, cos(pose.yaw)]])
@@ -233,11 +180,11 @@ def _eyes(head: Head, expression: Expression) -> Points:
     along = head.eye_width * np.array([-1.0, -0.34, 0.34, 1.0, 0.34, -0.34])
     tilt = head.eye_tilt * np.array([-1.0, -0.4, 0.4, 1.0, 0.4, -0.4])
     left = np.column_stack([along - head.eye_x, np.array([0.0, -upper, -upper, 0.02, lower, lower]) + tilt])
-    return np.concatenate([left, (left * [-1, 1])[list(_MIRRORED_EYE)]])
+    return np.concatenate([left, (left * [-1, 1])[[3, 2, 1, 0, 5, 4]]])  # from the inner corner to the outer
 
 
 def _mouth(head: Head, expression: Expression) -> Points:
-    """The 12 outer and 8 inner lip points: a resting mouth, opened, then bent by its corners."""
+    """Return 12 outer and 8 inner lip points: a resting mouth, opened, then bent by its corners."""
     thick = head.lip * (1 - 0.65 * min(expression.lip_press, 1.0))
     across = np.array([-1.0, -0.64, -0.27, 0.0, 0.27, 0.64, 1.0, 0.64, 0.27, 0.0, -0.27, -0.64])
     inside = np.array([-0.86, -0.3, 0.0, 0.3, 0.86, 0.3, 0.0, -0.3])
@@ -245,13 +192,13 @@ def _mouth(head: Head, expression: Expression) -> Points:
     inside[[1, 3, 5, 7]] *= 1 + min(3 * expression.jaw_drop, 0.6)  # an open mouth is round, not a triangle
     u = np.concatenate([across, inside])
     y = np.concatenate([height, thick * np.array([0.0, -0.006, 0.0, -0.006, 0.0, 0.008, 0.01, 0.008])])
-    is_upper = np.isin(np.arange(20), (1, 2, 3, 4, 5, 13, 14, 15))
-    is_lower = np.isin(np.arange(20), (7, 8, 9, 10, 11, 17, 18, 19))
+    upper, lower = [1, 2, 3, 4, 5, 13, 14, 15], [7, 8, 9, 10, 11, 17, 18, 19]
     bow = 1 - 0.55 * u**2  # the middle of a lip moves more than its sides
-    y = y - expression.lip_raise * bow * is_upper
-    y = y + expression.jaw_drop * np.where(is_lower, bow, 0.4 * u**6)
+    y[upper] -= expression.lip_raise * bow[upper]
+    drop = 0.4 * u**6
+    drop[lower] = bow[lower]
+    y += expression.jaw_drop * drop
     rightness = (1 + np.clip(2 * u, -1, 1)) / 2
     corner = (1 - rightness) * expression.corner_left + rightness * expression.corner_right
-    y = y - corner * (u**2 - 0.2)
-    x = u * head.mouth_width * (1 + expression.stretch)
-    return np.column_stack([x, y + head.mouth_y])
+    y -= corner * (u**2 - 0.2)
+    return np.column_stack([u * head.mouth_width * (1 + expression.stretch), y + head.mouth_y])

@@ -1,8 +1,7 @@
-"""What the FER+ look-alike shows and how people would vote on it: contents, intensities and ten votes per image.
+"""What the images of the FER+ look-alike show, and ten simulated votes on each.
 
-The number of images per class is fixed by the size of the split, so that no split lacks a class; their order, their
-intensities and the votes are drawn. FER+ and its voting: Barsoum et al. 2016, "Training deep networks for facial
-expression recognition with crowd-sourced label distribution".
+The size of a split fixes the number of images per class, so that no split lacks one; order, intensities and votes are
+random. FER+ and its voting: see `datamodules.labels`.
 """
 
 from collections.abc import Mapping
@@ -11,30 +10,25 @@ from typing import Literal
 
 import numpy as np
 
-from datamodules.labels import CLASSES, Split
+from datamodules.labels import CLASSES, VOTE_COLUMNS, Split
 
-Content = Literal["face", "unclear", "nothing"]
+Content = Literal["clear", "face", "unclear", "nothing"]  # clear: a face at full intensity with a clear majority
 
 NUM_VOTES = 10
+MIN_IMAGES = 3 * len(CLASSES)  # the clear ones and some others
 
 _STREAMS: dict[Split, int] = {"train": 1, "val": 2, "test": 3}  # second entry of every image's seed
-
-_PLAN_STREAM = 10  # added to a split's stream for the draws that concern the split as a whole
+_PLAN_STREAM = 10  # added to a split's stream for the draws about the split as a whole
 
 # Shares of the classes, in their order: as in FER+, but disgust, fear and contempt less rare.
 _FREQUENCY = np.array([0.33, 0.265, 0.12, 0.11, 0.08, 0.03, 0.035, 0.03])
 
-_CLEAR_PER_CLASS = 2  # images of each class in each split with full intensity and a clear majority
-
+_CLEAR_PER_CLASS = 2
 _NOTHING_SHARE = 0.01  # images without a face
-
-_UNCLEAR_SHARE = 0.015  # images with a face on which no emotion is to be made out
-
+_UNCLEAR_SHARE = 0.015  # faces too blurred to show an emotion
 _DUPLICATE_SHARE = 0.02  # validation and test images that also occur in training
 
-MIN_IMAGES = 3 * len(CLASSES)  # the clear ones, and some others
-
-# Whom the voters take a weak or unclear expression for: a row per true class, both in the order of CLASSES.
+# What voters mistake a weak expression for: a row per true class, a column per mistaken one.
 _CONFUSION = np.array(
     [
         [0.0, 2.0, 1.0, 3.0, 2.0, 0.2, 0.2, 1.5],
@@ -51,10 +45,7 @@ _CONFUSION = np.array(
 
 @dataclass(frozen=True)
 class Sample:
-    """One image of the look-alike.
-
-    `stream` and `index` seed its drawing; `votes` are ten counts that sum to 10: CLASSES, unknown, NF.
-    """
+    """One image: `stream` and `index` seed its drawing; `votes` are ten counts that sum to 10, for `VOTE_COLUMNS`."""
 
     stream: int
     index: int
@@ -65,70 +56,63 @@ class Sample:
 
 
 def plan_split(split: Split, counts: Mapping[Split, int], seed: int) -> list[Sample]:
-    """Decide on every image of a split, given the number of images of each, at least `MIN_IMAGES`."""
+    """Plan the images of a split, given the number of images of each split, at least `MIN_IMAGES`."""
     stream = _STREAMS[split]
     rng = np.random.default_rng((seed, _PLAN_STREAM + stream))
     contents = _contents(counts[split])
     samples = []
     for index, position in enumerate(rng.permutation(len(contents))):
-        content, label, clear = contents[position]
-        intensity = 1.0 if clear else 0.15 + 0.85 * float(rng.beta(2.4, 1.5))
-        votes = _clear_votes(label, rng) if clear else _votes(content, label, intensity, rng)
+        content, label = contents[position]
+        intensity = 1.0 if content == "clear" else 0.15 + 0.85 * rng.beta(2.4, 1.5)
+        votes = _votes(content, label, intensity, rng)
         samples.append(Sample(stream, index, content, CLASSES[label], intensity, votes))
-    if split == "train":
-        return samples
-    train = [sample for sample in plan_split("train", counts, seed) if sample.content == "face"]
-    replaceable = [sample.index for sample in samples if sample.intensity < 1.0 and sample.content == "face"]
-    count = min(max(1, round(_DUPLICATE_SHARE * len(samples))), len(train))
-    chosen = rng.choice(len(train), count, replace=False)
-    for index, other in zip(rng.choice(replaceable, count, replace=False), chosen, strict=True):
-        original = train[other]
-        # Other people voted on the copy.
-        votes = _votes("face", CLASSES.index(original.emotion), original.intensity, rng)
-        samples[index] = replace(original, votes=votes)
+    if split != "train":
+        train = [sample for sample in plan_split("train", counts, seed) if sample.content in ("clear", "face")]
+        replaceable = [sample.index for sample in samples if sample.content == "face"]
+        count = min(max(1, round(_DUPLICATE_SHARE * len(samples))), len(train))
+        originals = rng.choice(len(train), count, replace=False)
+        for index, original in zip(rng.choice(replaceable, count, replace=False), originals, strict=True):
+            copy = train[original]
+            votes = _votes("face", CLASSES.index(copy.emotion), copy.intensity, rng)  # by other people
+            samples[index] = replace(copy, votes=votes)
     return samples
 
 
-def _contents(count: int) -> list[tuple[Content, int, bool]]:
-    """Return content, class and whether it is a clear case for every image of a split, sorted."""
+def _contents(count: int) -> list[tuple[Content, int]]:
+    """Return content and class of every image of a split, sorted."""
     nothing, unclear = max(1, round(_NOTHING_SHARE * count)), max(1, round(_UNCLEAR_SHARE * count))
-    clear = _CLEAR_PER_CLASS * len(CLASSES)
-    wanted = _FREQUENCY / _FREQUENCY.sum() * (count - nothing - unclear)
-    others = np.maximum(wanted - _CLEAR_PER_CLASS, 0)
-    others *= (count - nothing - unclear - clear) / others.sum()
-    number = np.floor(others).astype(int)
-    number[np.argsort(number - others)[: count - nothing - unclear - clear - number.sum()]] += 1
-    contents: list[tuple[Content, int, bool]] = []
-    for label, more in enumerate(number.tolist()):
-        contents.extend([("face", label, True)] * _CLEAR_PER_CLASS)
-        contents.extend([("face", label, False)] * more)
-    contents.extend(("unclear", index % len(CLASSES), False) for index in range(unclear))
-    contents.extend([("nothing", 0, False)] * nothing)
-    return contents
-
-
-def _clear_votes(label: int, rng: np.random.Generator) -> tuple[int, ...]:
-    """Draw ten votes, at least eight of them for one class."""
-    dissent = int(rng.integers(0, 3))
-    votes = np.zeros(len(CLASSES) + 2, dtype=int)
-    votes[: len(CLASSES)] = rng.multinomial(dissent, _CONFUSION[label] / _CONFUSION[label].sum())
-    votes[label] += NUM_VOTES - dissent
-    return tuple(votes.tolist())
+    faces = count - nothing - unclear
+    others = faces - _CLEAR_PER_CLASS * len(CLASSES)
+    share = np.maximum(_FREQUENCY * faces - _CLEAR_PER_CLASS, 0)
+    share *= others / share.sum()
+    number = np.floor(share).astype(int)
+    number[np.argsort(number - share)[: others - number.sum()]] += 1
+    contents: list[tuple[Content, int]] = []
+    for label, more in enumerate(number):
+        contents.extend([("clear", label)] * _CLEAR_PER_CLASS)
+        contents.extend([("face", label)] * more)
+    contents += [("unclear", index % len(CLASSES)) for index in range(unclear)]
+    return contents + [("nothing", 0)] * nothing
 
 
 def _votes(content: Content, label: int, intensity: float, rng: np.random.Generator) -> tuple[int, ...]:
     """Draw ten votes: the weaker the expression, the more go to what it may be mistaken for."""
-    chances = np.zeros(len(CLASSES) + 2)
+    if content == "clear":
+        dissent = int(rng.integers(0, 3))
+        votes = np.append(rng.multinomial(dissent, _CONFUSION[label] / _CONFUSION[label].sum()), [0, 0])
+        votes[label] += NUM_VOTES - dissent
+        return tuple(votes.tolist())
+    chances = np.zeros(len(VOTE_COLUMNS))
     if content == "nothing":
         chances[-2:] = 0.2, 0.8
     elif content == "unclear":
-        chances[: len(CLASSES)] = 0.4 * _FREQUENCY / _FREQUENCY.sum()
+        chances[:-2] = 0.4 * _FREQUENCY
         chances[-2:] = 0.55, 0.05
     else:
         doubt = 0.06 + 0.7 * (1 - intensity)
         # What one face may be mistaken for differs from what its class may be.
         mistaken = _CONFUSION[label] * rng.exponential(1.0, len(CLASSES))
-        chances[: len(CLASSES)] = 0.93 * doubt * mistaken / mistaken.sum()
+        chances[:-2] = 0.93 * doubt * mistaken / mistaken.sum()
         chances[-2:] = 0.07 * doubt, 0.003
         chances[label] = 1 - doubt
     return tuple(rng.multinomial(NUM_VOTES, chances / chances.sum()).tolist())

@@ -2,78 +2,51 @@
 
 Both have the file layout of the real data, so that everything downstream is exercised by them; neither says anything
 about real faces, and each folder carries a `SYNTHETIC` marker that says so. Every image is a function of its folder's
-seed and of its own number alone, whatever the number of processes that draw.
+seed and of its own number alone.
 """
 
 import argparse
 import csv
-import functools
 import json
-import multiprocessing
-import os
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-from datamodules.labels import CLASSES, VOTE_COLUMNS
+from datamodules.labels import CLASSES, SPLITS, VOTE_COLUMNS, Split
 from datamodules.synthetic import SYNTHETIC_MARKER
 from datamodules.synthetic.drawing import render_face
-from datamodules.synthetic.votes import MIN_IMAGES, NUM_VOTES, Sample, Split, plan_split
+from datamodules.synthetic.votes import MIN_IMAGES, NUM_VOTES, Sample, plan_split
 from storage.atomic import replace_folder, write_atomically
 
 VERSION = 2  # raised when the same arguments give other bytes, so that older folders are written again
 
-# Folder and value of the column "Usage".
-SPLITS: dict[Split, tuple[str, str]] = {
-    "train": ("FER2013Train", "Training"),
-    "val": ("FER2013Valid", "PublicTest"),
-    "test": ("FER2013Test", "PrivateTest"),
-}
-
-_Task = TypeVar("_Task")
-
-_FER_SIZE = 48
-
 _DRAWN_SIZE = 64  # of a FER+ look-alike before it is reduced and aged
-
 _FACES_STREAM = 0  # second entry of the seed of a landmarked face; those of FER+ are in `votes`
-
 _VAL_SEED = 1_000_000  # added to the seed for the landmarked validation faces: people who are not in training
-
 _NAMELESS_SHARE = 0.005  # rows of the CSV without an image, as FER+ has them
-
-_SMALLEST_POOL = 64  # fewer images are drawn before a pool of processes has started
 
 
 def write_faces(root: str | Path, count: int, size: int, seed: int) -> bool:
     """Write landmarked colour faces: `face00000.png` and, one-based as in iBUG's files, `face00000.pts`.
 
-    A folder that this function wrote with the same arguments is left as it is; one that it wrote with others is
-    replaced.
-
-    Args:
-        root: Folder to write.
-        count: Number of faces, at least 1.
-        size: Side of the images in pixels, 16 to 2048.
-        seed: At least 0.
+    The images are `size` pixels wide, 16 to 2048. A folder written with the same arguments is left as it is; one
+    written with others is replaced.
 
     Returns:
         Whether anything was written.
 
     Raises:
-        ValueError: If an argument is out of its range.
         FileExistsError: If `root` holds anything that this module did not write.
     """
     _check_at_least("count", count, 1)
-    _check_at_least("seed", seed, 0)
 
     def fill(folder: Path) -> None:
-        _draw_all(functools.partial(_write_face, folder, size, seed), range(count))
+        for index in range(count):
+            _write_face(folder, size, seed, index)
 
     return _write_folder(Path(root), {"kind": "faces", "count": count, "size": size, "seed": seed}, fill)
 
@@ -81,35 +54,31 @@ def write_faces(root: str | Path, count: int, size: int, seed: int) -> bool:
 def write_ferplus(root: str | Path, counts: Mapping[Split, int], seed: int) -> bool:
     """Write a look-alike of FER+: `FER2013Train|Valid|Test/fer0000000.png` and `fer2013new.csv`.
 
-    The images are 48x48, 8-bit gray. Ten simulated people vote on each; the weaker the expression, the less they
-    agree. As in FER+, a few rows have no image, a few images show no face, and a few images of validation and test
-    also occur in training. Existing folders and bad arguments are treated as by `write_faces`.
-
-    Args:
-        root: Folder to write.
-        counts: Number of images of "train", "val" and "test"; at least 24 each, so that every class occurs.
-        seed: At least 0.
+    The images are 48x48, 8-bit gray. As in FER+, a few rows have no image, a few images show no face, and a few images
+    of validation and test also occur in training. An existing folder is treated as by `write_faces`.
 
     Returns:
         Whether anything was written.
     """
     for split in SPLITS:
         _check_at_least(split, counts[split], MIN_IMAGES)
-    _check_at_least("seed", seed, 0)
 
     def fill(folder: Path) -> None:
         rows: list[tuple[str | int, ...]] = [("Usage", "Image name", *VOTE_COLUMNS)]
-        images: list[tuple[Path, Sample]] = []
-        for split, (subfolder, usage) in SPLITS.items():
-            (folder / subfolder).mkdir()
+        usages = ("Training", "PublicTest", "PrivateTest")
+        number = 0
+        for split, name, usage in zip(SPLITS, ("Train", "Valid", "Test"), usages, strict=True):
+            images = folder / f"FER2013{name}"
+            images.mkdir()
             samples = plan_split(split, counts, seed)
             spacing = len(samples) // max(1, round(_NAMELESS_SHARE * len(samples)))
             for index, sample in enumerate(samples):
-                images.append((folder / subfolder / f"fer{len(images):07d}.png", sample))
-                rows.append((usage, images[-1][0].name, *sample.votes))
+                path = images / f"fer{number:07d}.png"
+                _write_fer_image(path, sample, seed)
+                rows.append((usage, path.name, *sample.votes))
                 if index % spacing == spacing // 2:
                     rows.append((usage, "", *[0] * (len(VOTE_COLUMNS) - 1), NUM_VOTES))  # nobody saw a face
-        _draw_all(functools.partial(_write_fer_image, seed), images)
+                number += 1
         with (folder / "fer2013new.csv").open("w", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows(rows)
 
@@ -118,9 +87,7 @@ def write_ferplus(root: str | Path, counts: Mapping[Split, int], seed: int) -> b
 
 def main(args: Sequence[str] | None = None) -> None:
     """Write drawn faces: DIR/faces/train and DIR/faces/val with landmarks, --size pixels wide, and DIR/ferplus."""
-    parser = argparse.ArgumentParser(
-        prog="python -m datamodules.synthetic", description=main.__doc__, allow_abbrev=False
-    )
+    parser = argparse.ArgumentParser("python -m datamodules.synthetic", description=main.__doc__, allow_abbrev=False)
     parser.add_argument("--root", type=Path, required=True, metavar="DIR")
     defaults = {"faces": 200, "val-faces": 40, "size": 128, "train": 1200, "val": 240, "test": 240, "seed": 0}
     for name, default in defaults.items():
@@ -154,8 +121,7 @@ def _write_face(folder: Path, size: int, seed: int, index: int) -> None:
     (folder / f"face{index:05d}.pts").write_text(f"version: 1\nn_points: {len(landmarks)}\n{{\n{lines}}}\n")
 
 
-def _write_fer_image(seed: int, task: tuple[Path, Sample]) -> None:
-    path, sample = task
+def _write_fer_image(path: Path, sample: Sample, seed: int) -> None:
     rng = np.random.default_rng((seed, sample.stream, sample.index))
     if sample.content == "nothing":
         blots = rng.uniform(0, 255, (int(rng.integers(2, 9)),) * 2).astype(np.float32)
@@ -171,7 +137,7 @@ def _write_fer_image(seed: int, task: tuple[Path, Sample]) -> None:
 def _age_photograph(gray: npt.NDArray[Any], rng: np.random.Generator) -> npt.NDArray[Any]:
     """Reduce a gray image, 0-255, to 48x48 and give it the flaws of FER2013: contrast, blur, noise, JPEG blocks."""
     spread, mean, sigma, noise = rng.uniform((34.0, 85.0, 0.1, 1.0), (66.0, 165.0, 0.75, 7.0))
-    small = cv2.resize(gray, (_FER_SIZE, _FER_SIZE), interpolation=cv2.INTER_AREA)
+    small = cv2.resize(gray, (48, 48), interpolation=cv2.INTER_AREA)
     small = cv2.GaussianBlur(small, (0, 0), sigma)
     gain = min(spread / (float(small.std()) + 1e-3), 2.5)  # a flat image stays flat
     small = (small - small.mean()) * gain + mean + noise * rng.standard_normal(small.shape, np.float32)
@@ -180,30 +146,17 @@ def _age_photograph(gray: npt.NDArray[Any], rng: np.random.Generator) -> npt.NDA
     return np.asarray(cv2.imdecode(encoded, cv2.IMREAD_GRAYSCALE), np.uint8)
 
 
-def _draw_all(draw: Callable[[_Task], None], tasks: Sequence[_Task]) -> None:
-    """Call `draw` on every task, in one process per core if there are enough of them."""
-    workers = os.cpu_count() or 1
-    if workers == 1 or len(tasks) < _SMALLEST_POOL:
-        for task in tasks:
-            draw(task)
-        return
-    # Spawned, not forked: the caller may hold threads (torch, W&B). Each has one thread: the processes are parallel.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, cv2.setNumThreads, (1,)) as pool:
-        for _ in pool.map(draw, tasks, chunksize=16):
-            pass
-
-
 def _write_folder(root: Path, arguments: dict[str, Any], fill: Callable[[Path], None]) -> bool:
-    """Have `fill` write a folder whole or not at all, unless its marker says that the same arguments made it."""
+    """Have `fill` write a folder completely or not at all, unless its marker records the same arguments."""
+    _check_at_least("seed", arguments["seed"], 0)
     record = json.dumps({"synthetic": True, "version": VERSION, **arguments}) + "\n"
     marker = root / SYNTHETIC_MARKER
     written = marker.read_text() if marker.is_file() else ""
     if written == record:
         return False
-    ours = written.startswith("{")  # other folders with generated data have an empty marker
-    if not ours and root.exists() and (not root.is_dir() or any(root.iterdir())):
-        raise FileExistsError(f"{root} is not empty and was not written by this generator; give an empty or new folder")
+    ours = written.startswith("{")  # other folders of generated data have an empty marker
+    if not ours and root.exists() and any(root.iterdir()):
+        raise FileExistsError(f"{root} is not empty and was not written by this program; give an empty or new folder")
 
     def write(folder: Path) -> None:
         fill(folder)
