@@ -9,18 +9,16 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from commands.compare import compare
 from commands.console import Parser
+from commands.test import test
+from commands.train import train
+from datamodules.synthetic.writing import main as draw
 
 
 def demo(args: Sequence[str] | None = None) -> None:
     """Draw faces, train a generator and both arms, test them on every split, and compare; all below `demo/`."""
     Parser(prog="superfer demo", description=(__doc__ or "").split("\n")[0]).parse_args(args)
-    # Imported here: the processes that draw the faces import this file too, and need none of these.
-    from commands.compare import compare
-    from commands.test import test
-    from commands.train import train
-    from datamodules.synthetic.writing import main as draw
-
     os.environ.setdefault("WANDB_MODE", "offline")
     start = time.monotonic()
     _run("python -m datamodules.synthetic", draw, "--root demo/data")
