@@ -1,0 +1,1 @@
+"""Networks, losses and pure tensor functions, on torch alone."""

@@ -1,0 +1,1 @@
+"""Bytes on disk that can be trusted."""
