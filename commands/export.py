@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from commands.console import Parser, refuse
-from models.loading import DIC_KIND, HOURGLASS_KIND, kind_of, listed, network_weights
+from models.loading import DIC_KIND, HOURGLASS_KIND, kind_of, network_weights
 from run_state.folder import find_checkpoint
 from storage.atomic import write_atomically
-from storage.checkpoints import CheckpointError, read_checkpoint, safetensors_bytes
+from storage.checkpoints import read_checkpoint, safetensors_bytes
 
 DESCRIPTIONS = ("dic_config", "hourglass_config", "faces")  # what a checkpoint says about its network
 DISCRIMINATOR = "discriminator."
@@ -42,15 +42,13 @@ def write_weights(source: str, out: Path) -> None:
     path = find_checkpoint(source)
     checkpoint: dict[str, Any] = read_checkpoint(path)
     weights = network_weights(checkpoint, path, DIC_KIND, HOURGLASS_KIND)
-    kind = kind_of(weights)
-    if kind is None:
-        raise CheckpointError(f"checkpoint {path} holds {listed(weights)}, expected {DIC_KIND} or {HOURGLASS_KIND}")
+    written = kind_of(weights)
     if out.suffix == ".pth":
         buffer = io.BytesIO()
         layout = official_layout(checkpoint, weights)
         torch.save(layout, buffer)
         write_atomically(out, buffer.getvalue())
-        kind += " and its discriminator" * ("netD" in layout)
+        written = f"{written} and its discriminator" if "netD" in layout else written
         steps = checkpoint.get("dic_config", {}).get("num_steps", 4)
         if steps != 4:
             problem = f"this layout does not record the number of steps ({steps}): readers assume 4"
@@ -58,7 +56,7 @@ def write_weights(source: str, out: Path) -> None:
     else:
         metadata = {name: checkpoint[name] for name in DESCRIPTIONS if name in checkpoint}
         write_atomically(out, safetensors_bytes(weights, metadata))
-    print(f"{kind} of {path} written to {out}")
+    print(f"{written} of {path} written to {out}")
 
 
 def export(args: list[str] | None = None) -> None:

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.hourglass import FeedbackHourglass
-from models.loading import DIC_KIND, build_strictly, network_weights, out_channels
+from models.loading import DIC_KIND, build_strictly, network_weights
 from storage.checkpoints import read_checkpoint
 
 SCALE = 8
@@ -201,7 +201,7 @@ class DIC(nn.Module):
         if num_steps is None:
             recorded = checkpoint.get("dic_config")
             num_steps = recorded.get("num_steps", 4) if isinstance(recorded, dict) else 4
-        return build_strictly(cls, _sizes(weights, path) | {"num_steps": num_steps}, weights, path)
+        return build_strictly(cls, _sizes(weights) | {"num_steps": num_steps}, weights, path)
 
     @classmethod
     def from_official(cls, path: str | Path, num_steps: int = 4) -> Self:
@@ -250,15 +250,15 @@ def _check_shape(lr: Tensor) -> None:
         raise ValueError(f"image is {height}x{width}, expected sides that are multiples of {SIDE_MULTIPLE}")
 
 
-def _sizes(weights: dict[str, Tensor], path: str | Path) -> dict[str, int]:
+def _sizes(weights: dict[str, Tensor]) -> dict[str, int]:
     """Read the arguments of `DIC` off its weights: all but `num_steps`, which leaves no trace in them."""
 
     def count(prefix: str) -> int:  # distinct indices after the prefix; a gap among them shows in the strict loading
         return len({key.removeprefix(prefix).split(".")[0] for key in weights if key.startswith(prefix)})
 
     return {
-        "num_features": out_channels(weights, path, DIC_KIND, "conv_in.0.weight") // 4,
+        "num_features": len(weights["conv_in.0.weight"]) // 4,
         "num_groups": count("first_block.upBlocks."),
         "num_fusion_blocks": count("block.fusion_block.resnet."),
-        "hourglass_features": out_channels(weights, path, DIC_KIND, "HG.compress_in.weight") // 2,
+        "hourglass_features": len(weights["HG.compress_in.weight"]) // 2,
     }

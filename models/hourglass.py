@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.loading import HOURGLASS_KIND, build_strictly, network_weights, out_channels
+from models.loading import HOURGLASS_KIND, build_strictly, network_weights
 from storage.checkpoints import read_checkpoint
 
 HOURGLASS_DEPTH = 4  # halvings inside the hourglass: its grid must be divisible by 2**4
@@ -109,8 +109,7 @@ class FeedbackHourglass(nn.Module):
     def from_checkpoint(cls, path: str | Path) -> Self:
         """Load a trained hourglass, ours or the authors' (`FB_HG_68_CelebA.pth`), as `DIC.from_checkpoint` does."""
         weights = network_weights(read_checkpoint(path), path, HOURGLASS_KIND)
-        width = out_channels(weights, path, HOURGLASS_KIND, "compress_in.weight") // 2
-        return build_strictly(cls, {"num_features": width}, weights, path)
+        return build_strictly(cls, {"num_features": len(weights["compress_in.weight"]) // 2}, weights, path)
 
     def forward(self, image: Tensor, hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Estimate heatmaps; the state goes in and comes out, none is kept on the module.

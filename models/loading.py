@@ -23,9 +23,9 @@ MAX_LISTED = 500  # characters
 DIC_KIND, HOURGLASS_KIND = "a DIC generator", "a feedback hourglass"
 FEATURES_KIND, DISCRIMINATOR_KIND = "the features of LightCNN", "a LightCNN discriminator"
 _TELLING_KEYS = (  # the first match wins
-    (("first_block.upBlocks.0.0.weight",), DIC_KIND),
+    (("conv_in.0.weight", "first_block.upBlocks.0.0.weight", "HG.compress_in.weight"), DIC_KIND),
     (("pre_conv_block.1.running_mean",), "a stacked hourglass with batch normalisation, which no stage here uses"),
-    (("pre_conv_block.0.weight", "hg.res_center.conv_block.0.weight"), HOURGLASS_KIND),
+    (("pre_conv_block.0.weight", "compress_in.weight"), HOURGLASS_KIND),
     (("features.0.filter.weight", "classifier.2.weight"), DISCRIMINATOR_KIND),
     (("features.0.filter.weight",), FEATURES_KIND),
     (("network.layer4.0.conv1.weight", "network.fc.weight"), "an emotion classifier of this project"),
@@ -43,7 +43,7 @@ def network_weights(checkpoint: Mapping[str, object], path: str | Path, *kinds: 
     weights = next((checkpoint[key] for key in WEIGHT_KEYS if key in checkpoint), checkpoint)
     if not isinstance(weights, Mapping) or not any(isinstance(value, Tensor) for value in weights.values()):
         raise CheckpointError(
-            f"checkpoint {path} holds {listed(checkpoint)}, expected weights by name, plain or under one of "
+            f"checkpoint {path} holds {_listed(checkpoint)}, expected weights by name, plain or under one of "
             f"{', '.join(WEIGHT_KEYS)}"
         )
     own = {key: value for key, value in weights.items() if str(key).startswith(OWN_PREFIX)}
@@ -51,11 +51,12 @@ def network_weights(checkpoint: Mapping[str, object], path: str | Path, *kinds: 
     prefix = OWN_PREFIX if own else MODULE_PREFIX if all(str(k).startswith(MODULE_PREFIX) for k in weights) else ""
     named = {str(key).removeprefix(prefix): value for key, value in weights.items()}
     kind = kind_of(named)
-    if kind is not None and kind not in kinds:
-        raise CheckpointError(f"checkpoint {path} seems to hold {kind}, expected {' or '.join(kinds)}")
+    if kind not in kinds:
+        found = kind or _listed(named)
+        raise CheckpointError(f"checkpoint {path} seems to hold {found}, expected {' or '.join(kinds)}")
     strange = [key for key, value in named.items() if not (isinstance(value, Tensor) and value.is_floating_point())]
     if strange:
-        raise CheckpointError(f"checkpoint {path} holds {listed(strange)}, expected floating-point tensors only")
+        raise CheckpointError(f"checkpoint {path} holds {_listed(strange)}, expected floating-point tensors only")
     return named
 
 
@@ -63,13 +64,6 @@ def kind_of(weights: Iterable[str]) -> str | None:
     """Return which network the keys seem to belong to; None if they tell nothing."""
     keys = set(weights)
     return next((kind for telling, kind in _TELLING_KEYS if keys.issuperset(telling)), None)
-
-
-def out_channels(weights: Mapping[str, Tensor], path: str | Path, kind: str, key: str) -> int:
-    """Return how many channels a convolution gives; refuse weights without it as not of this kind of network."""
-    if key not in weights or weights[key].ndim != 4:
-        raise CheckpointError(f"checkpoint {path} is not {kind}; missing: {key}; found: {listed(weights)}")
-    return weights[key].shape[0]
 
 
 def build_strictly(network: type[Net], config: dict[str, Any], weights: Mapping[str, Tensor], path: str | Path) -> Net:
@@ -95,6 +89,5 @@ def load_strictly(net: nn.Module, weights: Mapping[str, Tensor], path: str | Pat
         raise CheckpointError(f"checkpoint {path} does not fit {type(net).__name__}: {problems}") from error
 
 
-def listed(keys: Iterable[object]) -> str:
-    """Return names for a message, cut where they are many."""
+def _listed(keys: Iterable[object]) -> str:
     return textwrap.shorten(", ".join(map(str, keys)), MAX_LISTED, placeholder=" ...") or "nothing"
