@@ -35,7 +35,7 @@ def official_layout(checkpoint: dict[str, Any], weights: dict[str, Tensor]) -> d
     return {"netG": weights, "netD": opponent} if opponent else {"state_dict": weights}
 
 
-def write_weights(source: str, out: Path) -> None:
+def write_weights(source: str | Path, out: Path) -> None:
     """Write the generator or hourglass of a run folder or checkpoint file to `out`, completely or not at all."""
     if out.suffix not in (".pth", ".safetensors"):
         raise ValueError(f"out is {out}, expected a name that ends in .pth or .safetensors")

@@ -195,7 +195,7 @@ def test_a_test_of_something_else_is_refused(
 
 
 def test_a_classifier_is_no_generator(finished: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="seems to hold an emotion classifier of this project; needed is a DIC"):
+    with pytest.raises(CheckpointError, match="seems to hold an emotion classifier of this project, expected a DIC"):
         write_weights(finished, tmp_path / "generator.pth")
 
 
