@@ -1,4 +1,4 @@
-"""Write a trained network as a file for others.
+"""Export a trained network to the authors' format or to safetensors.
 
     superfer export --ckpt_path RUN_OR_CHECKPOINT --out FILE
 
@@ -16,56 +16,43 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from commands.console import Parser, refuse
-from models.loading import DIC_KIND, HOURGLASS_KIND, kind_of, listed, network_weights
+from commands.console import Parser, refusals
+from models.loading import DIC_KIND, HOURGLASS_KIND, kind_of, network_weights
 from run_state.folder import find_checkpoint
 from storage.atomic import write_atomically
-from storage.checkpoints import CheckpointError, read_checkpoint, safetensors_bytes
+from storage.checkpoints import read_checkpoint, safetensors_bytes
 
 DESCRIPTIONS = ("dic_config", "hourglass_config", "faces")  # what a checkpoint says about its network
-
 DISCRIMINATOR = "discriminator."
 
 
-def official_layout(checkpoint: dict[str, object], weights: dict[str, Tensor]) -> dict[str, Any]:
+def official_layout(checkpoint: dict[str, Any], weights: dict[str, Tensor]) -> dict[str, Any]:
     """Return the networks of a checkpoint, `weights` one of them, in the layout that the authors' code loads."""
     if kind_of(weights) == HOURGLASS_KIND:
         return weights  # their code takes whatever is in the file for parameters, and ignores missing ones
-    state = checkpoint.get("state_dict")
-    entries = state.items() if isinstance(state, dict) else ()
+    entries = checkpoint.get("state_dict", {}).items()
     opponent = {key.removeprefix(DISCRIMINATOR): value for key, value in entries if key.startswith(DISCRIMINATOR)}
     return {"netG": weights, "netD": opponent} if opponent else {"state_dict": weights}
 
 
 def write_weights(source: str | Path, out: Path) -> None:
-    """Write the network of a run folder or checkpoint file to `out`, completely or not at all.
-
-    Raises:
-        ValueError: `out` has neither ending.
-        FileNotFoundError: there is no checkpoint.
-        storage.checkpoints.CheckpointError: the checkpoint is unsafe, damaged, or holds no generator or hourglass.
-    """
+    """Write the generator or hourglass of a run folder or checkpoint file to `out`, completely or not at all."""
     if out.suffix not in (".pth", ".safetensors"):
         raise ValueError(f"out is {out}, expected a name that ends in .pth or .safetensors")
     path = find_checkpoint(source)
-    checkpoint = read_checkpoint(path)
+    checkpoint: dict[str, Any] = read_checkpoint(path)
     weights = network_weights(checkpoint, path, DIC_KIND, HOURGLASS_KIND)
     written = kind_of(weights)
-    if written is None:
-        raise CheckpointError(f"checkpoint {path} holds {listed(weights)}, expected {DIC_KIND} or {HOURGLASS_KIND}")
     if out.suffix == ".pth":
         buffer = io.BytesIO()
         layout = official_layout(checkpoint, weights)
         torch.save(layout, buffer)
-        written += " and its discriminator" * ("netD" in layout)
         write_atomically(out, buffer.getvalue())
-        sizes = checkpoint.get("dic_config")
-        if isinstance(sizes, dict) and sizes.get("num_steps") != 4:
-            print(
-                f"warning: this layout does not record the number of steps ({sizes.get('num_steps')}): readers assume "
-                "4. Export to .safetensors to keep it",
-                file=sys.stderr,
-            )
+        written = f"{written} and its discriminator" if "netD" in layout else written
+        steps = checkpoint.get("dic_config", {}).get("num_steps", 4)
+        if steps != 4:
+            problem = f"this layout does not record the number of steps ({steps}): readers assume 4"
+            print(f"warning: {problem}. Export to .safetensors to keep it", file=sys.stderr)
     else:
         metadata = {name: checkpoint[name] for name in DESCRIPTIONS if name in checkpoint}
         write_atomically(out, safetensors_bytes(weights, metadata))
@@ -75,12 +62,8 @@ def write_weights(source: str | Path, out: Path) -> None:
 def export(args: list[str] | None = None) -> None:
     """Parse the command line, and write the file; a refusal is one line and exit code 2."""
     parser = Parser(prog="superfer export", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument(
-        "--ckpt_path", required=True, help="run folder (its best checkpoint, else its latest), or a file"
-    )
+    parser.add_argument("--ckpt_path", required=True, help="run folder (its best, else latest checkpoint), or a file")
     parser.add_argument("--out", required=True, type=Path, help="FILE.pth (the authors' layout) or FILE.safetensors")
     options = parser.parse_args(args)
-    try:
+    with refusals():
         write_weights(options.ckpt_path, options.out)
-    except (ValueError, OSError, CheckpointError) as error:
-        refuse(error)

@@ -17,7 +17,7 @@ from torch import Tensor
 from datamodules.image_folder import SourceImage, UpscaleTask, digest_of, pad, print_skipped
 from datamodules.upscalers import DICUpscaler
 from models.dic import SCALE, denormalise, normalise
-from models.heatmaps import HEATMAP_STRIDE, enlarge_heatmaps, heatmaps_to_landmarks
+from models.heatmaps import HEATMAP_STRIDE, heatmaps_to_landmarks, upscale_heatmaps
 from models.resampling import luma_bt601, round_levels
 from models.tiling import MIN_TILE, tile_side, upscale_in_tiles
 from storage.atomic import remove_leftovers, write_atomically
@@ -98,7 +98,7 @@ def draw_landmarks(levels: Tensor, heat: Tensor, landmarks: Tensor) -> Image.Ima
         heat: float32 H/4,W/4, [0, 1]; its pixel u stands for pixel 4u of the face (see `models.heatmaps`).
         landmarks: float32 68,2, (x, y) in pixels of the face.
     """
-    opacity = HEAT_OPACITY * enlarge_heatmaps(heat[None, None])[0, 0, :, :, None]  # H,W,1
+    opacity = HEAT_OPACITY * upscale_heatmaps(heat[None, None])[0, 0, :, :, None]  # H,W,1
     face = levels.expand(3, -1, -1).permute(1, 2, 0).float()
     mixed = (1 - opacity) * face + opacity * torch.tensor(HEAT_COLOUR)
     picture = Image.fromarray(mixed.round().to(torch.uint8).numpy())

@@ -19,7 +19,7 @@ from torch import Tensor
 from lightning_modules.generator import LANDMARK_METRICS, PUBLISHED, FaceTask, decode, landmark_errors, over_ranks
 from lightning_modules.optimization import Optimization, check_end, training_length
 from models.dic import normalise
-from models.heatmaps import HEATMAP_STRIDE, enlarge_heatmaps, landmarks_to_heatmaps
+from models.heatmaps import HEATMAP_STRIDE, landmarks_to_heatmaps, upscale_heatmaps
 from models.hourglass import FeedbackHourglass
 from models.losses import heatmap_loss
 from models.resampling import to_uint8
@@ -100,7 +100,7 @@ class HourglassModule(FaceTask):
             heatmaps = self(batch["hr"])[-1]
         error = (heatmaps - batch["heatmaps"]).square().mean(dim=(1, 2, 3))
         self.log_faces({"heatmap": error} | landmark_errors(heatmaps, batch["landmarks"]))
-        strongest = enlarge_heatmaps(heatmaps.amax(dim=1, keepdim=True))
+        strongest = upscale_heatmaps(heatmaps.amax(dim=1, keepdim=True))
         panels = {"HR": batch["hr"], "heatmaps": to_uint8(strongest.expand(-1, 3, -1, -1))}
         return {"panels": panels, "marked": batch["hr"], "landmarks": decode(heatmaps)}
 

@@ -1,1 +1,1 @@
-"""What torchmetrics lacks."""
+"""What torchmetrics lacks: image quality and landmark errors as the field reports them."""

@@ -1,14 +1,14 @@
 """PSNR and SSIM as the face super-resolution literature reports them: on luma, without the border, one value per image.
 
 Luma is Y of BT.601 YCbCr (16 ... 235), rounded to 8 bits as Matlab's `rgb2ycbcr` does, and 8 pixels at each border are
-left out. The figure of a data set is the mean over its images; pooling the squared error over the set
-instead, as `torchmetrics.image.PeakSignalNoiseRatio` does, gives another number (several dB lower on mixed faces).
+left out. The figure of a data set is the mean over its images; pooling the squared error over the set instead, as
+`torchmetrics.image.PeakSignalNoiseRatio` does, gives another number (several dB lower on mixed faces).
 The same on RGB serves for comparison with work that reports it.
 
 The published DIC computes SSIM on 8-bit luma that wraps around when it is multiplied by 255, hence on inverted images
 (+0.002); that slip is not followed.
 
-Shapes: B batch, images are B,3,H,W.
+Shapes: B batch; images are uint8 B,3,H,W, RGB: the metrics are defined on 8-bit images.
 
 Sources: Rec. ITU-R BT.601; Wang et al., Image Quality Assessment: From Error Visibility to Structural Similarity,
 IEEE TIP 2004.
@@ -19,79 +19,47 @@ from torch import Tensor
 from torch.nn.functional import conv2d
 
 BORDER = 8
-_LUMA_WEIGHTS = (65.481, 128.553, 24.966)  # of R, G, B in [0, 1]
-_LUMA_OFFSET = 16.0
-_WINDOW_SIZE = 11
-_WINDOW_SIGMA = 1.5
+_LUMA_WEIGHTS, _LUMA_OFFSET = (65.481, 128.553, 24.966), 16.0  # of R, G, B in [0, 1]
+_WINDOW_SIZE, _WINDOW_SIGMA = 11, 1.5
 
 
-def luma(images: Tensor, rounded: bool = True) -> Tensor:
-    """Return Y of BT.601 YCbCr.
-
-    Args:
-        images: uint8 B,3,H,W, RGB.
-        rounded: round to whole levels, as 8-bit YCbCr images have them.
-
-    Returns:
-        float64 B,1,H,W in 16 ... 235.
-
-    Raises:
-        TypeError: `images` is not uint8 (the metrics are defined on 8-bit images).
-        ValueError: `images` is not B,3,H,W.
-    """
+def luma(images: Tensor) -> Tensor:
+    """Return Y of BT.601 YCbCr, whole levels 16 ... 235, of RGB images: uint8 B,3,H,W -> float64 B,1,H,W."""
     # In float64 and divided last, or luma that lies halfway between two levels rounds to the wrong one.
     weights = torch.tensor(_LUMA_WEIGHTS, device=images.device, dtype=torch.float64).view(1, 3, 1, 1)
-    y = (_channels(images) * weights).sum(1, keepdim=True) / 255 + _LUMA_OFFSET
-    return y.round() if rounded else y
+    return ((_channels(images) * weights).sum(1, keepdim=True) / 255 + _LUMA_OFFSET).round()
 
 
-def psnr_y(prediction: Tensor, target: Tensor, border: int = BORDER, rounded: bool = True) -> Tensor:
+def psnr_y(prediction: Tensor, target: Tensor) -> Tensor:
     """Peak signal-to-noise ratio of each image, in dB, on luma with a peak of 255.
-
-    Args:
-        prediction: uint8 B,3,H,W, RGB.
-        target: the same shape.
-        border: pixels left out at each side.
-        rounded: see `luma`.
 
     Returns:
         float32 B; infinite for identical images.
 
     Raises:
-        ValueError: shapes differ, or nothing is left inside the border.
+        TypeError: the images are not uint8.
+        ValueError: they are not B,3,H,W, their shapes differ, or nothing is left inside the border.
     """
-    return _psnr(*_inner(luma(prediction, rounded), luma(target, rounded), border, smallest=1))
+    return _psnr(*_inner(luma(prediction), luma(target), smallest=1))
 
 
-def psnr_rgb(prediction: Tensor, target: Tensor, border: int = BORDER) -> Tensor:
+def psnr_rgb(prediction: Tensor, target: Tensor) -> Tensor:
     """As `psnr_y`, the error taken over the three channels of RGB together."""
-    return _psnr(*_inner(_channels(prediction), _channels(target), border, smallest=1))
+    return _psnr(*_inner(_channels(prediction), _channels(target), smallest=1))
 
 
-def ssim_y(prediction: Tensor, target: Tensor, border: int = BORDER, rounded: bool = True) -> Tensor:
+def ssim_y(prediction: Tensor, target: Tensor) -> Tensor:
     """Structural similarity of each image on luma: 11 x 11 Gaussian window of sigma 1.5, population covariance.
 
     Equals `skimage.metrics.structural_similarity(..., gaussian_weights=True, sigma=1.5, data_range=255,
-    use_sample_covariance=False)`, and Wang's Matlab code without its down-sampling.
-
-    Args:
-        prediction: uint8 B,3,H,W, RGB.
-        target: the same shape.
-        border: pixels left out at each side.
-        rounded: see `luma`.
-
-    Returns:
-        float32 B, at most 1.
-
-    Raises:
-        ValueError: shapes differ, or the window does not fit inside the border.
+    use_sample_covariance=False)`, and Wang's Matlab code without its down-sampling. float32 B, at most 1.
     """
-    return _ssim(*_inner(luma(prediction, rounded), luma(target, rounded), border, smallest=_WINDOW_SIZE))
+    return _ssim(*_inner(luma(prediction), luma(target), smallest=_WINDOW_SIZE))
 
 
-def ssim_rgb(prediction: Tensor, target: Tensor, border: int = BORDER) -> Tensor:
+def ssim_rgb(prediction: Tensor, target: Tensor) -> Tensor:
     """As `ssim_y`, the mean of the values of the three channels of RGB."""
-    return _ssim(*_inner(_channels(prediction), _channels(target), border, smallest=_WINDOW_SIZE))
+    return _ssim(*_inner(_channels(prediction), _channels(target), smallest=_WINDOW_SIZE))
 
 
 def _channels(images: Tensor) -> Tensor:
@@ -103,17 +71,17 @@ def _channels(images: Tensor) -> Tensor:
     return images.double()
 
 
-def _inner(prediction: Tensor, target: Tensor, border: int, smallest: int) -> tuple[Tensor, Tensor]:
+def _inner(prediction: Tensor, target: Tensor, smallest: int) -> tuple[Tensor, Tensor]:
     if prediction.shape != target.shape:
         raise ValueError(
             f"prediction has shape {tuple(prediction.shape)}, expected {tuple(target.shape)}, that of the target"
         )
     height, width = target.shape[-2:]
-    if min(height, width) - 2 * border < smallest:
+    if min(height, width) - 2 * BORDER < smallest:
         raise ValueError(
             f"images are {height} x {width} pixels, expected {smallest} x {smallest} or more inside the border"
         )
-    inner = (..., slice(border, height - border), slice(border, width - border))
+    inner = (..., slice(BORDER, -BORDER), slice(BORDER, -BORDER))
     return prediction[inner], target[inner]
 
 

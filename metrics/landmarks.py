@@ -15,12 +15,7 @@ OUTER_EYE_CORNERS = (36, 45)
 def nme_interocular(prediction: Tensor, target: Tensor) -> Tensor:
     """Return the mean distance between predicted and true landmarks of each face, over the true inter-ocular distance.
 
-    Args:
-        prediction: float B,68,2, (x, y) in any unit.
-        target: the same shape and unit.
-
-    Returns:
-        float B, a fraction (0.05 is "5 %").
+    Float B,68,2 twice, in one unit -> float B, a fraction (0.05 is "5 %").
 
     Raises:
         ValueError: shapes differ, are not B,68,2, or the outer eye corners of a face coincide.

@@ -1,1 +1,1 @@
-"""Networks, losses and pure tensor functions."""
+"""Networks, losses and pure tensor functions, on torch alone."""

@@ -5,7 +5,8 @@ Reference:
     Estimation", CVPR 2020 (arXiv 2003.13063); code Maclory/Deep-Iterative-Collaboration (MIT).
 
 Shapes: B batch, h x w low resolution (multiples of 8), H = 8h and W = 8w high resolution, K = 68 landmarks, T steps,
-F num_features. Recurrent features and heatmaps lie on the 2h x 2w grid, "high" features inside a block on 16h x 16w.
+F num_features, G num_groups. Recurrent features and heatmaps lie on the 2h x 2w grid, "high" features inside a block on
+16h x 16w.
 
 Attribute names and indices inside the Sequentials are those of the authors' checkpoints, which load key by key.
 """
@@ -18,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.hourglass import FeedbackHourglass
-from models.loading import DIC_KIND, build_strictly, network_weights, shapes_of
+from models.loading import DIC_KIND, build_strictly, network_weights
 from storage.checkpoints import read_checkpoint
 
 SCALE = 8
@@ -51,13 +52,8 @@ def _rgb_mean(image: Tensor) -> Tensor:
 def attention_maps(heatmaps: Tensor) -> Tensor:
     """Merge landmark heatmaps into one map per facial part (before the softmax over parts).
 
-    Every heatmap is scaled to a peak of 1 (less if its peak is below MIN_PEAK), then the points of a part are summed.
-
-    Args:
-        heatmaps: B,68,2h,2w.
-
-    Returns:
-        B,5,2h,2w, not clamped; differentiable, so that the image loss also trains the landmarks.
+    Every heatmap is scaled to a peak of 1 (less if its peak is below MIN_PEAK), then the points of a part are summed:
+    B,68,2h,2w -> B,5,2h,2w, not clamped; differentiable, so that the image loss also trains the landmarks.
     """
     peaks = heatmaps.amax(dim=(2, 3), keepdim=True).clamp(min=MIN_PEAK)  # B,K,1,1
     scaled = heatmaps / peaks
@@ -88,12 +84,7 @@ class GroupedResidual(nn.Module):
 
 
 class AttentiveFusion(nn.Module):
-    """One expert per facial part; at every pixel the landmarks decide how much each contributes (paper, eq. 5).
-
-    Args:
-        num_features: F, channels in and out.
-        num_blocks: number of grouped residual blocks.
-    """
+    """One expert per facial part; at every pixel the landmarks decide how much each contributes (paper, eq. 5)."""
 
     def __init__(self, num_features: int, num_blocks: int) -> None:
         super().__init__()
@@ -109,22 +100,14 @@ class AttentiveFusion(nn.Module):
 
 
 class FeedbackBlock(nn.Module):
-    """Densely connected pairs of up- and down-projection (SRFBN's feedback block, Li et al., CVPR 2019).
-
-    Args:
-        in_channels: channels of the input (2F where the hidden state is concatenated to it).
-        num_features: F.
-        num_groups: G, number of projection pairs.
-    """
+    """G densely connected pairs of up- and down-projection (SRFBN's feedback block, Li et al., CVPR 2019)."""
 
     def __init__(self, in_channels: int, num_features: int, num_groups: int) -> None:
         super().__init__()
         widths = [num_features * count for count in range(2, num_groups + 1)]
         self.compress_in = _conv(in_channels, num_features, 1)
-        self.upBlocks = nn.ModuleList(_deconv(num_features, 12, stride=8, padding=2) for _ in range(num_groups))
-        self.downBlocks = nn.ModuleList(
-            _conv(num_features, num_features, 12, stride=8, padding=2) for _ in range(num_groups)
-        )
+        self.upBlocks = nn.ModuleList(_deconv(num_features, 12, 8, padding=2) for _ in range(num_groups))
+        self.downBlocks = nn.ModuleList(_conv(num_features, num_features, 12, 8, padding=2) for _ in range(num_groups))
         self.uptranBlocks = nn.ModuleList(_conv(width, num_features, 1) for width in widths)
         self.downtranBlocks = nn.ModuleList(_conv(width, num_features, 1) for width in widths)
         self.compress_out = _conv(num_groups * num_features, num_features, 1)
@@ -146,20 +129,14 @@ class FeedbackBlock(nn.Module):
 
 
 class GuidedFeedbackBlock(FeedbackBlock):
-    """Feedback block of the later steps: takes the hidden state in and is guided by the landmarks.
-
-    Args:
-        num_features: F.
-        num_groups: G, number of projection pairs.
-        num_fusion_blocks: residual blocks of the attentive fusion.
-    """
+    """Feedback block of the later steps: takes the hidden state in and is guided by the landmarks."""
 
     def __init__(self, num_features: int, num_groups: int, num_fusion_blocks: int) -> None:
         super().__init__(2 * num_features, num_features, num_groups)
         self.fusion_block = AttentiveFusion(num_features, num_fusion_blocks)
 
     def forward(self, x: Tensor, hidden: Tensor, attention: Tensor) -> Tensor:  # type: ignore[override]
-        """x and hidden B,F,2h,2w; attention B,5,2h,2w -> next hidden B,F,2h,2w."""
+        """Features and hidden state B,F,2h,2w, attention B,5,2h,2w -> next hidden state B,F,2h,2w."""
         fused = self.fusion_block(self.compress_in(torch.cat((x, hidden), dim=1)), attention)
         return self.project(fused)
 
@@ -177,7 +154,7 @@ class DIC(nn.Module):
         num_groups: G, projection pairs in a feedback block.
         num_fusion_blocks: residual blocks of the attentive fusion.
         hourglass_features: width of the hourglass.
-        num_landmarks: K, must be 68: the attention maps are defined by the iBUG points.
+        num_landmarks: K, 68: the attention maps are defined by the iBUG points.
     """
 
     def __init__(
@@ -196,8 +173,6 @@ class DIC(nn.Module):
         for name, least in (("num_features", 1), ("num_steps", 1), ("num_groups", 1), ("num_fusion_blocks", 0)):
             if self.config[name] < least:
                 raise ValueError(f"{name} is {self.config[name]}, expected at least {least}")
-        if num_landmarks != 68:
-            raise ValueError(f"num_landmarks is {num_landmarks}, expected 68, as in PARTS_68")
         self.num_steps = num_steps
         self.conv_in = nn.Sequential(nn.Conv2d(3, 4 * num_features, 3, padding=1), nn.PReLU(), nn.PixelShuffle(2))
         self.first_block = FeedbackBlock(num_features, num_features, num_groups)
@@ -208,15 +183,14 @@ class DIC(nn.Module):
 
     @classmethod
     def from_checkpoint(cls, path: str | Path, num_steps: int | None = None) -> Self:
-        """Load a trained generator strictly, whether trained with this project or published by the authors.
+        """Load a trained generator strictly, of this project or published by the authors; nothing is executed.
 
         Args:
-            path: a checkpoint of this project (it carries `dic_config`), or a state dict, plain or under `netG`
-                (DICGAN), `state_dict` (DIC) or `model`. Never executed: see `storage.checkpoints`.
-            num_steps: T; None takes that of the training, or the authors' 4, for published weights do not tell it.
+            path: a checkpoint (see `models.loading`); its averaged weights if the training kept them.
+            num_steps: T; None takes that of the training, or the authors' 4 where the file does not record it.
 
         Returns:
-            The network on the CPU, float32, in eval mode. If the training kept averaged weights, these.
+            The network on the CPU, float32, in eval mode.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -224,10 +198,10 @@ class DIC(nn.Module):
         """
         checkpoint = read_checkpoint(path)
         weights = network_weights(checkpoint, path, DIC_KIND)
-        config = checkpoint["dic_config"] if "dic_config" in checkpoint else _sizes(weights, path)
-        if num_steps is not None and isinstance(config, dict):
-            config = config | {"num_steps": num_steps}
-        return build_strictly(cls, config, weights, path)
+        if num_steps is None:
+            recorded = checkpoint.get("dic_config")
+            num_steps = recorded.get("num_steps", 4) if isinstance(recorded, dict) else 4
+        return build_strictly(cls, _sizes(weights) | {"num_steps": num_steps}, weights, path)
 
     @classmethod
     def from_official(cls, path: str | Path, num_steps: int = 4) -> Self:
@@ -237,11 +211,7 @@ class DIC(nn.Module):
     def forward(self, lr: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Return the images and heatmaps of all steps.
 
-        Args:
-            lr: B,3,h,w float, `normalise`d RGB, h and w multiples of 8.
-
-        Returns:
-            T images B,3,H,W (mean-subtracted, like the input) and T heatmaps B,K,2h,2w.
+        B,3,h,w float, `normalise`d RGB -> T images B,3,H,W (mean-subtracted, like the input), T heatmaps B,K,2h,2w.
         """
         _check_shape(lr)
         return self._iterate(lr, last_heatmaps=True)
@@ -249,11 +219,7 @@ class DIC(nn.Module):
     def upscale(self, image: Tensor) -> Tensor:
         """Upscale eightfold: the last step only, without the hourglass pass that no longer reaches the image.
 
-        Args:
-            image: B,3,h,w float RGB in [0, 1], h and w multiples of 8.
-
-        Returns:
-            B,3,H,W float RGB in [0, 1], clamped.
+        B,3,h,w float RGB in [0, 1] -> B,3,H,W float RGB, clamped to [0, 1].
         """
         _check_shape(image)  # first: subtracting the mean would turn a gray image into three channels
         images, _ = self._iterate(normalise(image), last_heatmaps=False)
@@ -284,23 +250,15 @@ def _check_shape(lr: Tensor) -> None:
         raise ValueError(f"image is {height}x{width}, expected sides that are multiples of {SIDE_MULTIPLE}")
 
 
-def _sizes(weights: dict[str, Tensor], path: str | Path) -> dict[str, int]:
+def _sizes(weights: dict[str, Tensor]) -> dict[str, int]:
     """Read the arguments of `DIC` off its weights: all but `num_steps`, which leaves no trace in them."""
-    telling = (
-        "conv_in.0.weight",
-        "first_block.upBlocks.0.0.weight",
-        "HG.compress_in.weight",
-        "HG.hg_conv_out.2.weight",
-    )
-    conv_in, _, compress_in, heatmaps = shapes_of(weights, path, DIC_KIND, *telling)
 
     def count(prefix: str) -> int:  # distinct indices after the prefix; a gap among them shows in the strict loading
         return len({key.removeprefix(prefix).split(".")[0] for key in weights if key.startswith(prefix)})
 
     return {
-        "num_features": conv_in[0] // 4,
+        "num_features": len(weights["conv_in.0.weight"]) // 4,
         "num_groups": count("first_block.upBlocks."),
         "num_fusion_blocks": count("block.fusion_block.resnet."),
-        "hourglass_features": compress_in[0] // 2,
-        "num_landmarks": heatmaps[0],
+        "hourglass_features": len(weights["HG.compress_in.weight"]) // 2,
     }

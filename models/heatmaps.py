@@ -42,17 +42,12 @@ def landmarks_to_heatmaps(landmarks: Tensor, size: int, sigma: float = 1.0) -> T
 
     Args:
         landmarks: float B,K,2, (x, y) in heatmap pixels; may lie outside the heatmap.
-        size: side S of the square heatmaps.
+        size: S.
         sigma: standard deviation in heatmap pixels.
 
     Returns:
-        Same dtype as `landmarks`, B,K,S,S, values in [0, 1].
-
-    Raises:
-        ValueError: `landmarks` does not end in a dimension of two.
+        B,K,S,S in [0, 1].
     """
-    if landmarks.shape[-1] != 2:
-        raise ValueError(f"landmarks have shape {tuple(landmarks.shape)}, expected (batch, points, 2)")
     grid = torch.arange(size, device=landmarks.device, dtype=landmarks.dtype)
     profile = torch.exp(-((grid - landmarks[..., None]) ** 2) / (2 * sigma**2))  # B,K,2,S
     return profile[..., 1, :, None] * profile[..., 0, None, :]
@@ -93,29 +88,19 @@ def _parabola_offset(logs: Tensor, peak: Tensor, position: Tensor, step: int, le
     curvature = 2 * centre - before - after  # >= 0, because the centre is the maximum
     offset = (after - before) / (2 * curvature.clamp_min(1e-6))
     inside = (position > 0) & (position < length - 1)
-    return torch.where(inside, offset.clamp(-0.5, 0.5), torch.zeros_like(offset))
+    return torch.where(inside, offset.clamp(-0.5, 0.5), 0.0)
 
 
-def enlarge_heatmaps(heatmaps: Tensor) -> Tensor:
+def upscale_heatmaps(heatmaps: Tensor) -> Tensor:
     """Interpolate heatmaps to the size of the image, pixel u to pixel 4 * u: B,C,S,S -> B,C,4S,4S."""
-    rows, columns = ((length - 1) * HEATMAP_STRIDE + 1 for length in heatmaps.shape[-2:])
-    fine = interpolate(heatmaps, size=(rows, columns), mode="bilinear", align_corners=True)
+    size = [(length - 1) * HEATMAP_STRIDE + 1 for length in heatmaps.shape[-2:]]
+    fine = interpolate(heatmaps, size=size, mode="bilinear", align_corners=True)
     rest = HEATMAP_STRIDE - 1  # of the last heatmap pixel
     return pad(fine, (0, rest, 0, rest), mode="replicate")
 
 
 def flip_landmarks(landmarks: Tensor, width: int) -> Tensor:
-    """Return the landmarks of the mirrored image: x becomes width - 1 - x, and left and right change names.
-
-    Args:
-        landmarks: float ...,68,2, (x, y) in pixels of an image that is `width` pixels wide.
-        width: width of the image in pixels.
-
-    Raises:
-        ValueError: not 68 landmarks; the left-right pairs of other sets are not known here.
-    """
-    if landmarks.shape[-2:] != (NUM_LANDMARKS, 2):
-        raise ValueError(f"landmarks have shape {tuple(landmarks.shape)}, expected (..., 68, 2)")
+    """Return the landmarks ...,68,2 (pixels) of the mirrored image: left and right change names, too."""
     mirrored = landmarks[..., _flip_index(landmarks.device), :]
     mirrored[..., 0] = width - 1 - mirrored[..., 0]
     return mirrored

@@ -17,19 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.loading import HOURGLASS_KIND, build_strictly, network_weights, shapes_of
+from models.loading import HOURGLASS_KIND, build_strictly, network_weights
 from storage.checkpoints import read_checkpoint
 
 HOURGLASS_DEPTH = 4  # halvings inside the hourglass: its grid must be divisible by 2**4
 
 
 class Residual(nn.Module):
-    """Bottleneck residual block without normalisation; nothing follows the sum.
-
-    Args:
-        in_channels: channels of the input.
-        out_channels: channels of the output; a 1x1 projection carries the skip where they differ.
-    """
+    """Bottleneck residual block without normalisation; nothing follows the sum."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -51,16 +46,12 @@ class Hourglass(nn.ModuleDict):
 
     The blocks are the entries of this dictionary (`res{level}_1` skip, `_2` before and `_3` after the inner level;
     level 4 is the outermost), in the order of the published parameters.
-
-    Args:
-        channels: width of all blocks.
     """
 
     def __init__(self, channels: int) -> None:
         inwards = range(HOURGLASS_DEPTH, 0, -1)
         names = [f"res{level}_{place}" for level in inwards for place in (1, 2)]
-        names += ["res_center"]
-        names += [f"res{level}_3" for level in reversed(inwards)]
+        names += ["res_center", *(f"res{level}_3" for level in reversed(inwards))]
         super().__init__({name: Residual(channels, channels) for name in names})
 
     def forward(self, x: Tensor) -> Tensor:
@@ -91,10 +82,7 @@ class FeedbackHourglass(nn.Module):
 
     Args:
         num_features: C, width of the features and of the hidden state; a multiple of 4.
-        num_landmarks: K, number of heatmaps.
-
-    Raises:
-        ValueError: if an argument is out of range.
+        num_landmarks: K, 68: the only set of points that the faces have.
     """
 
     def __init__(self, num_features: int = 256, num_landmarks: int = 68) -> None:
@@ -102,8 +90,8 @@ class FeedbackHourglass(nn.Module):
         self.config = dict(num_features=num_features, num_landmarks=num_landmarks)
         if num_features < 4 or num_features % 4:
             raise ValueError(f"num_features is {num_features}, expected a positive multiple of 4")
-        if num_landmarks < 1:
-            raise ValueError(f"num_landmarks is {num_landmarks}, expected at least 1")
+        if num_landmarks != 68:
+            raise ValueError(f"num_landmarks is {num_landmarks}, expected 68")
         quarter, half, full = num_features // 4, num_features // 2, num_features
         self.pre_conv_block = nn.Sequential(
             nn.Conv2d(3, quarter, 7, stride=2, padding=3),
@@ -119,30 +107,15 @@ class FeedbackHourglass(nn.Module):
 
     @classmethod
     def from_checkpoint(cls, path: str | Path) -> Self:
-        """Load a trained hourglass strictly, of this project or of the authors (`FB_HG_68_CelebA.pth`).
-
-        Returns:
-            The network on the CPU, float32, in eval mode.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            storage.checkpoints.CheckpointError: the file is unsafe or damaged, or does not hold a feedback hourglass.
-        """
+        """Load a trained hourglass, ours or the authors' (`FB_HG_68_CelebA.pth`), as `DIC.from_checkpoint` does."""
         weights = network_weights(read_checkpoint(path), path, HOURGLASS_KIND)
-        telling = ("compress_in.weight", "hg_conv_out.2.weight")
-        compress_in, heatmaps = shapes_of(weights, path, HOURGLASS_KIND, *telling)
-        config = {"num_features": compress_in[0] // 2, "num_landmarks": heatmaps[0]}
-        return build_strictly(cls, config, weights, path)
+        return build_strictly(cls, {"num_features": len(weights["compress_in.weight"]) // 2}, weights, path)
 
     def forward(self, image: Tensor, hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Estimate heatmaps; the state goes in and comes out, none is kept on the module.
 
-        Args:
-            image: B,3,H,W float, RGB minus the training mean (`models.dic.normalise`), H and W multiples of 64.
-            hidden: B,C,H/4,W/4, second result of the previous call; None at the first.
-
-        Returns:
-            heatmaps B,K,H/4,W/4 (about 1 at a landmark, 0 elsewhere) and the next hidden B,C,H/4,W/4.
+        Image B,3,H,W, `models.dic.normalise`d RGB, and hidden B,C,H/4,W/4 of the previous call -> heatmaps B,K,H/4,W/4
+        (about 1 at a landmark, 0 elsewhere) and the next hidden.
         """
         feature = self.pre_conv_block(image)  # B,C,H/4,W/4
         if hidden is None:

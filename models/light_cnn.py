@@ -48,38 +48,27 @@ class Group(nn.Module):
         return self.conv(self.conv_a(x))
 
 
-def _pool() -> nn.MaxPool2d:
-    return nn.MaxPool2d(2, ceil_mode=True)
-
-
 class LightCNNFeatures(nn.Module):
     """The convolutions of LightCNN-9."""
 
     def __init__(self) -> None:
         super().__init__()
+        pool = nn.MaxPool2d(2, ceil_mode=True)
         self.features = nn.Sequential(
             _mfm(3, 48, 5),
-            _pool(),
+            pool,
             Group(48, 96),
-            _pool(),
+            pool,
             Group(96, 192),
-            _pool(),
+            pool,
             Group(192, 128),
             Group(128, FEATURE_CHANNELS),
-            _pool(),
+            pool,
         )
 
     @staticmethod
     def from_checkpoint(path: str | Path) -> "LightCNNFeatures":
-        """Load the published perceptual features (`LightCNN_feature.pth`), or those of a discriminator, strictly.
-
-        Returns:
-            The network on the CPU, float32, in eval mode.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            storage.checkpoints.CheckpointError: the file is unsafe or damaged, or holds another network.
-        """
+        """Load the published features (`LightCNN_feature.pth`), or a discriminator's, strictly; float32, eval mode."""
         weights = network_weights(read_checkpoint(path), path, FEATURES_KIND, DISCRIMINATOR_KIND)
         features = {key: value for key, value in weights.items() if key.startswith("features.")}
         return build_strictly(LightCNNFeatures, {}, features, path)
@@ -94,9 +83,6 @@ class LightCNN(LightCNNFeatures):
 
     Args:
         size: S, the side of the images; a multiple of 16. 128 as published.
-
-    Raises:
-        ValueError: if `size` is not such a number.
     """
 
     def __init__(self, size: int = 128) -> None:
@@ -108,13 +94,5 @@ class LightCNN(LightCNNFeatures):
         self.classifier = nn.Sequential(MaxFeatureMap(nn.Linear(inputs, 512)), nn.LeakyReLU(0.2), nn.Linear(256, 1))
 
     def forward(self, image: Tensor) -> Tensor:
-        """B,3,S,S float, `models.dic.normalise`d RGB -> logits B,1.
-
-        Raises:
-            ValueError: if the images are not S x S.
-        """
-        if image.shape[-2:] != (self.size, self.size):
-            raise ValueError(
-                f"image has shape {tuple(image.shape)}, expected {self.size}x{self.size}: the network's size"
-            )
+        """B,3,S,S float, `models.dic.normalise`d RGB -> logits B,1."""
         return self.classifier(super().forward(image).flatten(1))

@@ -36,9 +36,6 @@ def resize_bicubic(images: Tensor, size: int) -> Tensor:
 
     Returns:
         uint8 B,C,size,size, within one grey level of PIL's result.
-
-    Raises:
-        TypeError: `images` is not uint8.
     """
     if images.dtype != torch.uint8:
         raise TypeError(f"images are {images.dtype}, expected uint8")

@@ -12,7 +12,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Normalised(nn.Module):
-    """A network behind the normalisation of its input, so that everyone hands over [0, 1]."""
+    """A network behind the normalisation of its input, so that all callers pass [0, 1]."""
 
     def __init__(self, network: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
@@ -24,7 +24,7 @@ class Normalised(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
 
     def forward(self, image: Tensor) -> Tensor:
-        """Float B,C,S,S in [0, 1] -> logits B,num_classes."""
+        """Float B,C,S,S in [0, 1] -> what the network makes of it."""
         return self.network((image - self.mean) / self.std)
 
 
@@ -34,14 +34,10 @@ def resnet(
     in_channels: Literal[1, 3],
     pretrained: bool = False,
 ) -> Normalised:
-    """Builds a ResNet with its own last layer.
+    """Build a ResNet with its own last layer; `pretrained` starts it from torchvision's default ImageNet weights.
 
-    Args:
-        arch: Which one.
-        num_classes: Outputs.
-        in_channels: 1 for gray: the first convolution then has one input channel; pretrained ones are summed over RGB
-            such that the first layer responds to a gray image as before (but for the padding at the border).
-        pretrained: Start from torchvision's default ImageNet weights, downloading them if need be.
+    With one input channel (gray), the pretrained first convolution is summed over RGB such that it responds to a gray
+    image as before (but for the padding at the border).
     """
     network = get_model(arch, weights=get_model_weights(arch).DEFAULT if pretrained else None)
     network.fc = nn.Linear(network.fc.in_features, num_classes)

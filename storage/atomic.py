@@ -1,17 +1,19 @@
 """Files and folders that appear whole or not at all."""
 
+import errno
 import os
 import secrets
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 _LEFTOVER_AGE = 24 * 3600.0  # seconds after which no living process can still be writing a temporary file
 
 
 def write_atomically(path: Path, data: bytes | memoryview | str) -> None:
-    """Writes a file under a temporary name beside it, flushes it to the disk and renames it."""
+    """Write a file under a temporary name beside it, flush it to the disk and rename it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
     try:
@@ -26,7 +28,7 @@ def write_atomically(path: Path, data: bytes | memoryview | str) -> None:
 
 
 def replace_folder(path: Path, write: Callable[[Path], None]) -> None:
-    """Has ``write`` fill a new folder beside ``path``, then puts it in its place.
+    """Let `write` fill a new folder beside `path`, then put it in its place.
 
     Of two processes that do so at once the later one wins; a reader that has the old files open keeps them.
     """
@@ -41,33 +43,23 @@ def replace_folder(path: Path, write: Callable[[Path], None]) -> None:
             try:
                 new.rename(path)
                 return
-            except OSError:  # something is there
-                if not path.exists():
-                    raise
-            old = _temporary(path)
-            try:
-                path.rename(old)
-            except FileNotFoundError:
-                continue  # another process has just moved it away
-            _remove(old)
+            except OSError as error:
+                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+                    raise  # other than that something is there
+            with suppress(FileNotFoundError):  # another process has just moved it away
+                old = path.rename(_temporary(path))
+                _remove(old)
     except BaseException:
         _remove(new)
         raise
 
 
 def remove_leftovers(folder: Path, older_than: float = _LEFTOVER_AGE) -> None:
-    """Removes temporary files that killed processes left in ``folder``: those that are more than a day old.
-
-    Args:
-        folder: where to look.
-        older_than: seconds; 0 where nobody else can be writing.
-    """
+    """Remove what killed processes left, if `older_than` seconds old (0 where nobody else can be writing)."""
     for path in folder.glob(".*.writing-*"):
-        try:
+        with suppress(OSError):  # another process has removed it, or we may not
             if time.time() - path.stat().st_mtime >= older_than:
                 _remove(path)
-        except OSError:
-            pass  # another process has removed it, or we may not
 
 
 def _temporary(path: Path) -> Path:

@@ -2,7 +2,7 @@
 
 Pickle can run code, so every file is read by PyTorch's restricted reader (`weights_only=True`), which admits tensors
 and plain containers. The authors' DIC files also hold training records made of numpy scalars. Their two constructors
-are admitted under numpy's names, but resolve to the inert stand-ins below: the records are dropped, not rebuilt.
+are admitted under numpy's names, but resolve to an inert stand-in: the records are dropped, not rebuilt.
 """
 
 import json
@@ -21,41 +21,28 @@ class CheckpointError(ValueError):
     """A weights file that is unsafe, damaged or not of the network that was asked for."""
 
 
-class _IgnoredDtype:
-    """Stands in for `numpy.dtype` and its subclasses while a checkpoint is read."""
+class _Ignored:
+    """Stands for a numpy scalar or dtype, without what the file says of it."""
 
-    def __init__(self, *args: object) -> None:
-        pass
-
-    def __setstate__(self, state: object) -> None:
-        pass
+    def __init__(self, *args: object) -> None: ...
+    def __setstate__(self, state: object) -> None: ...
 
 
-def _ignored_scalar(*args: object) -> None:
-    """Stands in for the constructor of numpy scalars: every scalar is read as None."""
-
-
-_STAND_INS = [
-    (_ignored_scalar, "numpy.core.multiarray.scalar"),  # as written by numpy 1
-    (_ignored_scalar, "numpy._core.multiarray.scalar"),  # as written by numpy 2
-    (_IgnoredDtype, "numpy.dtype"),
-]
+_SCALARS = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")  # as written by numpy 1 and 2
+_STAND_INS = [(_Ignored, name) for name in (*_SCALARS, "numpy.dtype")]
 
 
 def read_checkpoint(path: str | Path) -> dict[str, object]:
     """Read a file of `torch.save` (either format), or a `.safetensors` file, without executing anything in it.
 
-    Args:
-        path: the file; tensors are put on the CPU.
-
     Returns:
-        The dictionary that was saved; numpy scalars in it are replaced by None. Of a `.safetensors` file, the tensors
-        as `state_dict`, beside what its metadata holds.
+        The dictionary that was saved, tensors on the CPU, numpy scalars replaced by stand-ins. Of a `.safetensors`
+        file, the tensors as `state_dict`, beside what its metadata holds.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        CheckpointError: if the file asks for anything but tensors, plain containers and numpy scalars, cannot be
-            read, or does not hold a dictionary.
+        FileNotFoundError: there is no such file.
+        CheckpointError: the file holds anything but a dictionary of tensors, plain containers and numpy scalars, or
+            is damaged.
     """
     path = Path(path)
     if not path.is_file():
@@ -76,7 +63,7 @@ def read_checkpoint(path: str | Path) -> dict[str, object]:
     except Exception as error:  # a damaged file makes the reader raise almost anything
         raise CheckpointError(_why_unreadable(path, error)) from error
     if not isinstance(checkpoint, dict):
-        raise CheckpointError(f"checkpoint {path} holds a {type(checkpoint).__name__}; a dictionary is needed")
+        raise CheckpointError(f"checkpoint {path} holds a {type(checkpoint).__name__}, expected a dictionary")
     return checkpoint
 
 
@@ -100,11 +87,10 @@ def _why_unreadable(path: Path, error: Exception) -> str:
     refused = re.search(r"GLOBAL (\S+)", str(error))
     if refused:
         return (
-            f"checkpoint {path} is refused: loading it would call {refused.group(1)}, and only tensors, plain "
-            "containers and numpy scalars are allowed. Nothing in it was executed"
+            f"checkpoint {path} is refused: loading it would call {refused.group(1)}, expected only tensors, plain "
+            "containers and numpy scalars. Nothing in it was executed"
         )
-    size = path.stat().st_size
     return (
-        f"checkpoint {path} ({size} bytes) cannot be read: it is not a file of torch.save, is damaged or incomplete, "
-        f"or holds more than tensors, plain containers and numpy scalars ({type(error).__name__})"
+        f"checkpoint {path} ({path.stat().st_size} bytes) cannot be read: it is not a file of torch.save, is damaged "
+        f"or incomplete, or holds more than tensors, plain containers and numpy scalars ({type(error).__name__})"
     )

@@ -161,7 +161,7 @@ def test_generators_that_are_none(tiny_ferplus: Path, tmp_path: Path, capsys: py
     (tmp_path / "damaged.ckpt").write_bytes(b"PK\3\4")
     assert "damaged.ckpt" in message(tmp_path / "damaged.ckpt")
     torch.save({"state_dict": {"net.network.fc.weight": torch.zeros(8, 512)}}, tmp_path / "classifier.ckpt")
-    assert "is not a DIC" in message(tmp_path / "classifier.ckpt")
+    assert "expected a DIC generator" in message(tmp_path / "classifier.ckpt")
     assert not (tmp_path / "runs").exists() and not (tmp_path / "cache").exists()
 
 

@@ -85,7 +85,7 @@ def test_what_cannot_be_exported_is_refused_and_nothing_is_written(
     torch.save(LightCNN(16).state_dict(), tmp_path / "other.pth")
     torch.save({"strange.weight": torch.zeros(2)}, tmp_path / "strange.pth")
     cases = [
-        ("strange.pth", "out.pth", "holds strange.weight, expected a DIC generator or a feedback hourglass"),
+        ("strange.pth", "out.pth", "seems to hold strange.weight, expected a DIC generator or a feedback hourglass"),
         ("own.ckpt", "out.onnx", "expected a name that ends in .pth or .safetensors"),
         ("none.ckpt", "out.pth", "no checkpoint: looked for"),
         ("other.pth", "out.pth", "seems to hold a LightCNN discriminator, expected a DIC generator or a feedback"),

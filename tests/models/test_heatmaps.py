@@ -75,10 +75,3 @@ def test_mirroring_moves_points_and_exchanges_sides() -> None:
     assert mirrored[0, 36, 0].item() == pytest.approx(127 - points[0, 45, 0].item())  # outer eye corners
     assert mirrored[0, 36, 1].item() == points[0, 45, 1].item()
     torch.testing.assert_close(flip_landmarks(mirrored, width=128), points)
-
-
-def test_wrong_shapes_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"\(1, 5, 2\), expected \(..., 68, 2\)"):
-        flip_landmarks(torch.zeros(1, 5, 2), 128)
-    with pytest.raises(ValueError, match=r"\(1, 68, 3\)"):
-        landmarks_to_heatmaps(torch.zeros(1, 68, 3), 32)

@@ -13,6 +13,11 @@ from models.dic import DIC
 from storage.checkpoints import CheckpointError, read_checkpoint
 
 SIZES = {"num_features": 4, "num_groups": 2, "num_fusion_blocks": 1, "hourglass_features": 8}
+NARROW = {  # what tells the sizes of a DIC, and nothing else
+    "conv_in.0.weight": torch.zeros(16, 3, 3, 3),
+    "HG.compress_in.weight": torch.zeros(16, 16, 1, 1),
+    "first_block.upBlocks.0.0.weight": torch.zeros(4, 4, 12, 12),
+}
 RECORDS = {"psnr": [np.float64(27.37), np.float32(26.9)], "epoch": np.int64(3), "best": [np.bool_(True)]}
 
 
@@ -152,15 +157,15 @@ def test_partly_prefixed_keys_are_left_over(net: DIC, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("saved", "reason"),
     [
-        ([1, 2], "holds a list; a dictionary is needed"),
+        ([1, 2], "holds a list, expected a dictionary"),
         ({"epoch": 3}, "holds epoch, expected weights by name, .*netG, state_dict, model"),
-        ({"state_dict": {"a": torch.zeros(1), "b": 3}}, "holds b, expected floating-point tensors only"),
+        (NARROW | {"b": 3}, "holds b, expected floating-point tensors only"),
+        ({"conv1.weight": torch.zeros(1)}, r"seems to hold conv1\.weight, expected a DIC generator"),
         (
-            {"conv1.weight": torch.zeros(1)},
-            r"is not a DIC generator; missing: conv_in\.0\.weight, .*; found: conv1\.weight",
+            {"state_dict": NARROW, "dic_config": {"num_steps": 0}},
+            "cannot build DIC from .*: num_steps is 0, expected at least 1",
         ),
-        ({"state_dict": {"net.a": torch.zeros(1)}, "dic_config": {"steps": 3}}, "cannot build DIC from .*steps"),
-        ({"state_dict": {"a": torch.zeros(1)}, "dic_config": SIZES}, "does not fit DIC: Missing.*conv_in.* \\.\\.\\.$"),
+        (NARROW, "does not fit DIC: Missing.*conv_in.* \\.\\.\\.$"),
     ],
 )
 def test_foreign_content_is_described(tmp_path: Path, saved: object, reason: str) -> None:
