@@ -1,0 +1,1 @@
+"""Optional parts of a training or test, one thing each."""

@@ -25,8 +25,8 @@ def header(name: str) -> str:
 
 def arguments(name: str) -> list[str]:
     """Of the command in a file's comment."""
-    command = re.search(r"^\s+.*?python train\.py ((?:.*\\\n)*.*)$", header(name), re.MULTILINE)
-    assert command, f"{name}: no line with `python train.py` in its first comment"
+    command = re.search(r"^\s+(?:superfer train|python train\.py) ((?:.*\\\n)*.*)$", header(name), re.MULTILINE)
+    assert command, f"{name}: no line with `superfer train` in its first comment"
     return shlex.split(command.group(1).replace("\\\n", " "))
 
 

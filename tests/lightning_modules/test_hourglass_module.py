@@ -41,7 +41,7 @@ def test_loss_is_summed_over_calls_that_hand_on_their_state(tiny_faces: Path) ->
     assert not torch.allclose(first, second)
     module.log_dict = lambda *_, **__: None  # type: ignore[method-assign, assignment]
     module.start_sigma = 1.0
-    module._trainer = SimpleNamespace(datamodule=data)  # type: ignore[assignment]
+    module._trainer = SimpleNamespace(datamodule=data, global_step=0, estimated_stepping_batches=1)  # type: ignore[assignment]
     assert module.training_step(batch, 0).item() == pytest.approx(expected, rel=1e-5)
 
 
