@@ -1,4 +1,4 @@
-"""TextProgress: batches per second, also where an epoch is continued."""
+"""TextProgress: batches per second, also when an epoch is resumed."""
 
 import time
 from types import SimpleNamespace
@@ -10,7 +10,7 @@ from callbacks.text_progress import TextProgress
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Its only entry is the time."""
+    """Hold the time as its only entry."""
     now = [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     return now
@@ -35,7 +35,7 @@ def test_rate_is_that_of_batches_since_the_last_line(clock: list[float], capsys:
 
 
 @pytest.mark.parametrize("first", [4, 9])
-def test_rate_of_an_epoch_that_is_continued_counts_from_where_it_goes_on(
+def test_rate_of_a_resumed_epoch_counts_from_its_first_batch(
     clock: list[float], capsys: pytest.CaptureFixture[str], first: int
 ) -> None:
     batches(TextProgress(every=10), first, 10, clock, 0.5)

@@ -1,4 +1,4 @@
-"""Optimisers and schedules: exact learning rates of every shipped configuration, and what is refused."""
+"""Optimisers and schedules: exact learning rates of every shipped configuration, refusals."""
 
 import inspect
 from dataclasses import replace
@@ -81,7 +81,7 @@ def test_one_cycle_equals_torch(length: int, warmup: float) -> None:
     assert [settings.factor(step, length) for step in range(length)] == pytest.approx(rates, abs=1e-12)
 
 
-def test_one_cycle_of_which_the_first_step_is_the_top() -> None:
+def test_one_cycle_may_start_at_its_top() -> None:
     assert Optimization(schedule="onecycle", warmup=0.1).factor(0, 10) == 1
 
 
@@ -128,11 +128,8 @@ def test_a_schedule_that_needs_an_end_refuses_a_trainer_without_one() -> None:
     task, data = Task(), LightningDataModule()
     task.optimizer = Optimization(schedule="multistep", milestones=(3,))
     task.check(data, ENDLESS)
-    for task.optimizer in (
-        Optimization(schedule="cosine"),
-        Optimization(schedule="onecycle"),
-        Optimization(warmup=0.1),
-    ):
+    for settings in (Optimization(schedule="cosine"), Optimization(schedule="onecycle"), Optimization(warmup=0.1)):
+        task.optimizer = settings
         task.check(data, THOUSAND)
         with pytest.raises(ValueError, match=r"trainer\.max_epochs and trainer\.max_steps are -1 \(no end\)"):
             task.check(data, ENDLESS)
