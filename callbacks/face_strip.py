@@ -82,8 +82,8 @@ class FaceStrip(L.Callback):
     ) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
         names = data.val_set.faces.names
-        limit = int(trainer.num_val_batches[0]) * trainer.val_dataloaders.batch_size * trainer.world_size
-        served = min(len(names), limit)
+        loader: Any = trainer.val_dataloaders
+        served = min(len(names), int(trainer.num_val_batches[0]) * loader.batch_size * trainer.world_size)
         chosen = {position * served // self.num_faces for position in range(self.num_faces)}
         for row, index in enumerate(batch["index"].tolist()):
             if index in chosen and not trainer.sanity_checking:
