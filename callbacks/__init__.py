@@ -1,1 +1,1 @@
-"""Optional callbacks, one thing each."""
+"""Optional parts of a training or test, one thing each."""

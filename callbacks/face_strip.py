@@ -1,10 +1,8 @@
 """Show how a generator or hourglass does on a few fixed validation faces, once per validation.
 
 Each face gives one strip: the pictures that the module returns (low resolution, bicubic, every step, high resolution),
-and one of them with the landmarks that were found (red) and the true ones (green). The strips go to W&B under fixed
-keys, so that its slider walks through the epochs, and as one picture into the run's folder.
-
-Shapes: H high resolution.
+and one of them with the landmarks that were found (red) and the true ones (green). Their keys in W&B are fixed, so that
+its slider walks through the epochs.
 """
 
 from pathlib import Path
@@ -13,13 +11,11 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+import wandb
 from lightning.pytorch.loggers import WandbLogger
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
-from torch.utils.data import DataLoader
-
-from datamodules.faces.batches import FaceDataset
 
 HEADER = 12  # pixels above each panel, for its name
 FOUND_COLOUR, TRUE_COLOUR = (255, 40, 40), (40, 220, 40)
@@ -31,11 +27,11 @@ def compose_strip(
     """Put the pictures of one face side by side.
 
     Args:
-        panels: uint8 3,H,H by title; smaller ones, whose sides divide H, are enlarged without interpolation.
+        panels: uint8 3,H,H by title; smaller ones, whose sides divide H, are repeated pixel by pixel.
         marked: uint8 3,H,H, the picture to draw the landmarks on.
         found: 68,2, (x, y) in HR pixels.
         true: 68,2, in HR pixels.
-        synthetic: say that these are generated faces.
+        synthetic: label the HR face as synthetic.
 
     Returns:
         uint8 HEADER + H, (number of panels + 1) * H, 3, RGB.
@@ -61,36 +57,19 @@ def compose_strip(
 class FaceStrip(L.Callback):
     """Write strips of the same validation faces after every validation.
 
-    For modules whose `validation_step` returns `panels`, `marked` and `landmarks` as `GeneratorTask` does. Strips
-    appear as `val/sr/<face>` in W&B, if a WandbLogger is in use, and together, as a contact sheet, in
-    `<run folder>/faces/batch_<number>.png`. With several processes each contributes the faces it was given, and rank 0
-    writes.
+    For modules whose `validation_step` returns `panels`, `marked` and `landmarks`, as `GeneratorTask`'s does. Strips go
+    to W&B as `val/sr/<face>`, and as one contact sheet to `<run folder>/faces/batch_<number>.png`. With several
+    processes each contributes its own faces, and rank 0 writes.
 
     Args:
-        num_faces: how many; they are spread evenly over the validation set.
-
-    Raises:
-        ValueError: fewer than one face.
+        num_faces: how many, spread evenly over the faces that are validated.
     """
 
     def __init__(self, num_faces: int = 6) -> None:
         if num_faces < 1:
             raise ValueError(f"num_faces is {num_faces}, expected at least 1")
         self.num_faces = num_faces
-        self._names: dict[int, str] = {}  # the chosen faces, by index
         self._strips: dict[str, NDArray[np.uint8]] = {}
-
-    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._strips = {}
-        loader = trainer.val_dataloaders
-        if not isinstance(loader, DataLoader) or not isinstance(loader.dataset, FaceDataset):
-            raise TypeError(f"FaceStrip got {loader!r}, expected the validation faces of a FaceLandmarkDataModule")
-        served = len(loader.dataset)
-        batches = int(sum(trainer.num_val_batches))
-        if batches < len(loader):  # cut short by limit_val_batches; ranks may differ by one batch otherwise
-            served = batches * (loader.batch_size or 1) * trainer.world_size
-        chosen = {position * served // self.num_faces for position in range(self.num_faces)}
-        self._names = {index: loader.dataset.faces.names[index] for index in sorted(chosen)}
 
     def on_validation_batch_end(
         self,
@@ -101,44 +80,34 @@ class FaceStrip(L.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if trainer.sanity_checking:
-            return
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        names = data.val_set.faces.names
+        loader: Any = trainer.val_dataloaders
+        served = min(len(names), int(trainer.num_val_batches[0]) * loader.batch_size * trainer.world_size)
+        chosen = {position * served // self.num_faces for position in range(self.num_faces)}
         for row, index in enumerate(batch["index"].tolist()):
-            if index in self._names:
-                self._strips[self._names[index]] = compose_strip(
+            if index in chosen and not trainer.sanity_checking:
+                self._strips[names[index]] = compose_strip(
                     panels={title: pictures[row] for title, pictures in outputs["panels"].items()},
                     marked=outputs["marked"][row],
                     found=outputs["landmarks"][row],
                     true=batch["landmarks"][row],
-                    synthetic=trainer.datamodule.synthetic,  # type: ignore[attr-defined]
+                    synthetic=data.synthetic,
                 )
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.sanity_checking:
-            return
-        strips = _collect(self._strips, trainer)
+        parts: list[Any] = [self._strips] * trainer.world_size
+        if trainer.world_size > 1:
+            torch.distributed.all_gather_object(parts, self._strips)
+        strips = dict(sorted(item for part in parts for item in part.items()))
         self._strips = {}
         if not trainer.is_global_zero or not strips:
             return
         path = Path(trainer.default_root_dir) / "faces" / f"batch_{trainer.global_step:07d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.concatenate(list(strips.values()))).save(path)
+        caption = f"epoch {trainer.current_epoch}, batch {trainer.global_step}"
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
-                _log_to_wandb(logger, strips, trainer)
-
-
-def _collect(strips: dict[str, NDArray[np.uint8]], trainer: L.Trainer) -> dict[str, NDArray[np.uint8]]:
-    """Return the strips of all ranks in a fixed order."""
-    parts: list[Any] = [strips] * trainer.world_size
-    if trainer.world_size > 1:
-        torch.distributed.all_gather_object(parts, strips)
-    return dict(sorted(item for part in parts for item in part.items()))
-
-
-def _log_to_wandb(logger: WandbLogger, strips: dict[str, NDArray[np.uint8]], trainer: L.Trainer) -> None:
-    import wandb  # slow to import, and optional
-
-    caption = f"epoch {trainer.current_epoch}, batch {trainer.global_step}"
-    pictures = {f"val/sr/{name}": wandb.Image(strip, caption=caption) for name, strip in strips.items()}
-    logger.log_metrics(pictures, step=trainer.global_step)  # type: ignore[arg-type]
+                pictures = {f"val/sr/{name}": wandb.Image(strip, caption=caption) for name, strip in strips.items()}
+                logger.log_metrics(pictures, step=trainer.global_step)  # type: ignore[arg-type]

@@ -10,14 +10,14 @@ from torch.optim import Optimizer
 
 
 class FiniteGradients(L.Callback):
-    """Check the gradients before every optimiser step; a loss that is not finite shows in them.
+    """Check the gradients for NaN and infinity before every optimiser step; a loss that is not finite shows in them.
 
     In half precision (`16-mixed`) infinite gradients are how the loss scale finds its value: the scaler skips such
     steps itself, until the scale is down to 1.
 
     Args:
-        skip: skip such a step, warn and count it (`skipped`), instead of stopping the run. Running statistics that are
-            no longer finite stop it all the same.
+        skip: skip such a step, warn and count it, instead of stopping the run. Running statistics that are no longer
+            finite stop it all the same.
     """
 
     def __init__(self, skip: bool = False) -> None:
@@ -42,11 +42,11 @@ class FiniteGradients(L.Callback):
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         if scaler is not None and scaler.get_scale() > 1:
             return
-        logged = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("train/")}
-        terms = {"loss": float(self._loss) * trainer.accumulate_grad_batches} | logged
+        losses = {"loss": self._loss * trainer.accumulate_grad_batches}
+        losses |= {name: value for name, value in trainer.callback_metrics.items() if name.startswith("train/")}
         message = (
             f"the gradient's norm is {norm.item()} in batch {trainer.fit_loop.total_batch_idx} (epoch "
-            f"{trainer.current_epoch}): {', '.join(f'{name} {value:.4g}' for name, value in terms.items())}"
+            f"{trainer.current_epoch}): {', '.join(f'{name} {value:.4g}' for name, value in losses.items())}"
         )
         broken = [name for name, buffer in pl_module.named_buffers() if not buffer.isfinite().all()]
         if broken:

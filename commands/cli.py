@@ -18,7 +18,7 @@ from lightning.pytorch.loggers import Logger
 
 from callbacks.finite_gradients import FiniteGradients
 from callbacks.prediction_report import PredictionReport
-from callbacks.text_progress import LogLines
+from callbacks.text_progress import TextProgress
 from commands.console import keep_freed_memory
 from models.bfloat16 import check_bfloat16
 from run_state.checkpoints import AtomicCheckpointIO, LatestCheckpoint
@@ -182,7 +182,7 @@ class SuperFERCLI(LightningCLI):
         loggers = self._loggers(folder, mode)
         own: list[L.Callback] = [RunRecord(self._settings_yaml)]
         if not sys.stdout.isatty():
-            own.append(LogLines())
+            own.append(TextProgress())
         if self.command == "train":
             own += [ProcessState(), LearningRateMonitor(logging_interval="step")]  # in this order, see ProcessState
         else:

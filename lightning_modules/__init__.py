@@ -1,1 +1,1 @@
-"""The four trainings."""
+"""Networks in training: losses, metrics, optimisers."""

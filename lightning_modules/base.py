@@ -3,7 +3,7 @@
 import lightning as L
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 
-from lightning_modules.optimization import Optimization
+from lightning_modules.optimization import Optimization, check_end
 
 
 class Task(L.LightningModule):
@@ -11,8 +11,8 @@ class Task(L.LightningModule):
 
     Attributes:
         monitored: metrics that may choose the best checkpoint.
-        not_averaged: prefixes of the weights that `callbacks.weight_average.WeightAverage` leaves as they are trained.
-        optimizer: what `check` and `configure_optimizers` go by.
+        not_averaged: prefixes of the weights that `callbacks.weight_average.WeightAverage` keeps as trained.
+        optimizer: optimiser and schedule.
     """
 
     monitored: tuple[str, ...] = ()
@@ -20,12 +20,13 @@ class Task(L.LightningModule):
     optimizer: Optimization
 
     def check(self, data: L.LightningDataModule, trainer: L.Trainer) -> None:
-        """Refuse data or settings of the trainer that cannot work; called before anything starts.
+        """Refuse, before anything starts, data or settings of the trainer that cannot work.
 
         Raises:
-            ValueError: which says what does not fit.
+            ValueError: with what does not fit.
         """
-        self.optimizer.check(trainer)
+        if self.optimizer.needs_end:
+            check_end(trainer)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Train all parameters; the rate changes after every batch."""

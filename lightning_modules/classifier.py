@@ -2,8 +2,6 @@
 
 He et al., "Deep Residual Learning for Image Recognition", CVPR 2016; torchvision's implementation. Soft-target
 cross-entropy and the multi-target loss: Barsoum et al., ICMI 2016 (arXiv 1608.01041), section 4.
-
-Shapes: B batch, S side of the input.
 """
 
 import math
@@ -32,20 +30,15 @@ SGD_COSINE = Optimization(name="sgd", lr=0.1, weight_decay=5e-4, schedule="cosin
 
 
 class EmotionClassifier(Task):
-    """Trains and tests a ResNet on batches of `FERPlusDataModule`.
+    """Train and test a ResNet on batches of `FERPlusDataModule`.
 
     Args:
-        arch: which ResNet.
         in_channels: 1 takes the first channel (all are equal in gray images), 3 all of them.
-        weights: `imagenet` starts from torchvision's weights, which are downloaded if they are not there yet.
+        weights: `imagenet` starts from torchvision's weights, which are downloaded on first use.
         loss: `multi_target` for the label mode of that name, `crossentropy` for the others.
-        optimizer: optimiser and schedule.
         label_smoothing: share of the uniform distribution in the targets.
         mixup: parameter alpha of mixup (Zhang et al., ICLR 2018); 0 is none.
-        mirror: validate and test with the mean of the probabilities of the image and its mirror image.
-
-    Raises:
-        ValueError: an argument is out of its range, or does not go with the loss.
+        mirror: validate and test with the mean probabilities of the image and its mirror image.
     """
 
     monitored = ("val/acc", "val/macro_f1", "val/ece", "val/loss")
@@ -66,21 +59,20 @@ class EmotionClassifier(Task):
             if not 0 <= value <= high:
                 raise ValueError(f"{name} is {value}, expected 0 to {high}")
         if loss == "multi_target" and (label_smoothing or mixup):
-            raise ValueError("loss is multi_target, expected label_smoothing 0 and mixup 0 with it")
+            raise ValueError("loss is multi_target, expected label_smoothing 0 and mixup 0")
         self.in_channels, self.loss, self.optimizer = in_channels, loss, optimizer
         self.label_smoothing, self.mixup, self.mirror = label_smoothing, mixup, mirror
         net = resnet(arch, NUM_CLASSES, in_channels, pretrained=weights == "imagenet")
         self.net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.train_acc = MulticlassAccuracy(NUM_CLASSES, average="micro")
         self.train_loss = MeanMetric(nan_strategy="disable")
-        metrics = MetricCollection(
+        self.val_metrics = MetricCollection(
             {
-                "acc": MulticlassAccuracy(NUM_CLASSES, average="micro"),
-                "macro_f1": MulticlassF1Score(NUM_CLASSES, average="macro"),
-                "ece": MulticlassCalibrationError(NUM_CLASSES, n_bins=15),
+                "val/acc": MulticlassAccuracy(NUM_CLASSES, average="micro"),
+                "val/macro_f1": MulticlassF1Score(NUM_CLASSES, average="macro"),
+                "val/ece": MulticlassCalibrationError(NUM_CLASSES, n_bins=15),
             }
         )
-        self.val_metrics = metrics.clone(prefix="val/")
         self.val_recall = MulticlassRecall(NUM_CLASSES, average="none")
 
     def check(self, data: L.LightningDataModule, trainer: L.Trainer) -> None:
@@ -88,12 +80,11 @@ class EmotionClassifier(Task):
             raise ValueError(f"data is a {type(data).__name__}, expected a FERPlusDataModule")
         if (data.label_mode == "multi_target") != (self.loss == "multi_target"):
             raise ValueError(
-                f"data.label_mode is {data.label_mode!r} and model.loss is {self.loss!r}, expected multi_target as "
-                "both or neither"
+                f"data.label_mode is {data.label_mode!r} and model.loss is {self.loss!r}, expected both or neither "
+                "to be multi_target"
             )
-        upscaler = getattr(data, "upscaler", None)
-        if upscaler is not None and upscaler.channels > self.in_channels:
-            raise ValueError("model.in_channels is 1, expected 3 for an upscaler that gives RGB faces")
+        if data.upscaler.channels > self.in_channels:  # type: ignore[attr-defined]
+            raise ValueError("model.in_channels is 1, expected 3 for an upscaler of RGB faces")
         super().check(data, trainer)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -121,7 +112,7 @@ class EmotionClassifier(Task):
         return loss
 
     def probabilities(self, image: Tensor) -> Tensor:
-        """Float B,3,S,S in [0, 1] -> float32 B,8, as validation and testing judge them."""
+        """Float B,3,S,S in [0, 1] -> float32 B,8, for validation and testing."""
         probability = self(image).float().softmax(dim=1)
         if self.mirror:
             probability = (probability + self(image.flip(-1)).float().softmax(dim=1)) / 2

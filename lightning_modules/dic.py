@@ -1,8 +1,8 @@
 """Training of DIC, second stage: pixel and landmark losses at every step.
 
-Losses as published: the L1 distance of every step's image to the HR face, plus 0.1 times the mean squared error of
-every step's heatmaps, both summed over the T steps, both on mean-subtracted images. Gradients flow from each image
-back through the heatmaps that guided it.
+Losses as published: the L1 distance of each step's image to the HR face, plus 0.1 times the mean squared error of its
+heatmaps, both summed over the T steps, on mean-subtracted images. Gradients flow from each image back through the
+heatmaps that guided it.
 
 Reference:
     Ma et al., CVPR 2020 (arXiv 2003.13063), section 3.4.
@@ -20,21 +20,15 @@ from models.losses import dic_losses
 
 
 class DICModule(GeneratorTask):
-    """Trains a DIC generator with pixel and heatmap losses.
+    """Train a DIC generator with pixel and heatmap losses.
 
     Args:
-        net: the generator.
         initial_weights: run folder or checkpoint of a generator to train on; None trains from scratch.
         hourglass_weights: run folder or checkpoint of the hourglass stage, whose network becomes the generator's.
-        freeze_hourglass: number of batches (optimiser steps) in which the hourglass stays as it is, for one that has
-            been trained. Published: 2,000 on CelebA, 20,000 on Helen.
-        optimizer: optimiser and schedule.
+        freeze_hourglass: optimiser steps for which a trained hourglass stays as it is. Published: 2,000 on CelebA,
+            20,000 on Helen.
         heatmap_weight: of the heatmap loss; the pixel loss has weight 1.
         compile: have `torch.compile` translate the network; pays on GPUs in long trainings.
-
-    Raises:
-        ValueError: an argument is out of its range.
-        FileNotFoundError, storage.checkpoints.CheckpointError: weights cannot be used.
     """
 
     def __init__(
@@ -58,7 +52,7 @@ class DICModule(GeneratorTask):
         self.heatmap_weight = heatmap_weight
 
     def on_train_start(self) -> None:
-        if self.untrained and self.trainer.global_step == 0 < self.freeze_hourglass:
+        if self.untrained and self.freeze_hourglass and self.trainer.global_step == 0:
             warnings.warn(
                 f"an untrained hourglass is frozen for {self.freeze_hourglass} batches: pass model.hourglass_weights, "
                 "or set model.freeze_hourglass to 0",
@@ -69,12 +63,12 @@ class DICModule(GeneratorTask):
         images, heatmaps = self(batch["lr"])
         pixel, heatmap = dic_losses(images, heatmaps, self.target(batch), batch["heatmaps"])
         total = pixel + self.heatmap_weight * heatmap
-        self.log_terms({"g/pixel": pixel, "g/heatmap": heatmap, "g/total": total})
+        self.log_losses({"g/pixel": pixel, "g/heatmap": heatmap, "g/total": total})
         return total
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        # Gradients are dropped, not switched off: DDP has to know from the start which parameters will have some. The
-        # optimiser skips parameters without a gradient, and clipping, which comes after this, does not count them.
+        # Dropped, not switched off: DDP has to know from the start which parameters will have gradients. The optimiser
+        # skips parameters without one, and clipping, which comes after this, does not count them.
         if self.trainer.global_step < self.freeze_hourglass:
             for parameter in self.net.HG.parameters():
                 parameter.grad = None

@@ -2,10 +2,10 @@
 
 Losses as published: pixel (L1) x 1 and heatmap (MSE) x 0.1, both summed over the steps; perceptual (L1 of features)
 x 0.1 and adversarial x 0.005, both on the last step. The hourglass is frozen. In every batch the generator takes a
-step, then the discriminator, on the images that the generator had made.
+step, then the discriminator, on the images that the generator made before its step.
 
-The published pixel loss of this stage takes the last step T times (a slip of the code, against the paper); here every
-step counts once, as in the stage before.
+The authors' code counts the pixel loss of the last step T times, against their paper; here every step counts once, as
+in the stage before.
 
 Reference:
     Ma et al., CVPR 2020 (arXiv 2003.13063), sections 3.4 and 4.1.
@@ -29,25 +29,19 @@ PUBLISHED = Optimization(lr=1e-4, schedule="multistep", milestones=(10_000, 20_0
 
 
 class DICGANModule(GeneratorTask):
-    """Trains a DIC generator with pixel, heatmap, perceptual and adversarial losses.
+    """Train a DIC generator with pixel, heatmap, perceptual and adversarial losses.
 
     `trainer.global_step` counts batches, as in the other stages, not the steps of both optimisers.
 
     Args:
-        net: the generator.
         discriminator: its opponent, built for the size of the HR faces.
         initial_weights: run folder or checkpoint of the DIC stage.
         perceptual: network whose feature maps are compared, for instance `models.losses.VGG19Features`; None takes the
             generator's own hourglass, which knows faces and needs no file.
-        optimizer: optimiser and schedule, for both networks.
+        optimizer: for both networks.
         heatmap_weight: of the heatmap loss; the pixel loss has weight 1.
-        perceptual_weight: of the perceptual loss; 0 leaves it out.
-        adversarial_weight: of the adversarial loss.
+        perceptual_weight: of the perceptual loss; 0 skips it.
         compile: have `torch.compile` translate the generator.
-
-    Raises:
-        ValueError: an argument is out of its range.
-        FileNotFoundError, storage.checkpoints.CheckpointError: weights cannot be used.
     """
 
     not_averaged = ("discriminator.",)
@@ -64,18 +58,18 @@ class DICGANModule(GeneratorTask):
         adversarial_weight: float = 0.005,
         compile: bool = False,
     ) -> None:
-        weights = {"heatmap": heatmap_weight, "perceptual": perceptual_weight, "adversarial": adversarial_weight}
-        for name, weight in weights.items():
+        super().__init__(net, initial_weights, optimizer, compile)
+        self.weights = {"pixel": 1.0, "heatmap": heatmap_weight}
+        self.weights |= {"perceptual": perceptual_weight, "adversarial": adversarial_weight}
+        for name, weight in self.weights.items():
             if weight < 0:
                 raise ValueError(f"{name}_weight is {weight}, expected 0 or more")
-        super().__init__(net, initial_weights, optimizer, compile)
         self.automatic_optimization = False
         self.net.HG.requires_grad_(False)
         self.discriminator = discriminator.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         features = HourglassFeatures(self.net.HG) if perceptual is None else perceptual
-        # In a tuple, so that it is no part of the checkpoint, nor of what DDP looks after.
+        # In a tuple, to keep it out of checkpoints and out of DDP.
         self._features = (features.requires_grad_(False).eval(),)
-        self.weights = {"g/pixel": 1.0} | {f"g/{name}": weight for name, weight in weights.items()}
 
     def check(self, data: L.LightningDataModule, trainer: L.Trainer) -> None:
         super().check(data, trainer)
@@ -83,16 +77,14 @@ class DICGANModule(GeneratorTask):
         if size != self.discriminator.size:
             raise ValueError(f"model.discriminator.size is {self.discriminator.size}, expected data.hr_size, {size}")
         # Scaled gradients need Lightning's wrapper of both optimisers; clipping and accumulating would be done here.
-        if trainer.precision == "16-mixed":
-            raise ValueError("trainer.precision is 16-mixed, expected bf16-mixed or 32 with DICGAN")
-        if trainer.gradient_clip_val:
-            raise ValueError(f"trainer.gradient_clip_val is {trainer.gradient_clip_val}, expected null with DICGAN")
-        if trainer.accumulate_grad_batches != 1:
-            raise ValueError(
-                f"trainer.accumulate_grad_batches is {trainer.accumulate_grad_batches}, expected 1 with DICGAN: change "
-                "data.batch_size"
-            )
-        expect_unused_parameters(trainer.strategy)  # each backward pass leaves one network without
+        for name, works, expected in (
+            ("precision", trainer.precision != "16-mixed", "bf16-mixed or 32"),
+            ("gradient_clip_val", not trainer.gradient_clip_val, "null"),
+            ("accumulate_grad_batches", trainer.accumulate_grad_batches == 1, "1 (change data.batch_size)"),
+        ):
+            if not works:
+                raise ValueError(f"trainer.{name} is {getattr(trainer, name)}, expected {expected} with DICGAN")
+        expect_unused_parameters(trainer.strategy)  # each backward pass leaves one network out
 
     def on_fit_start(self) -> None:
         self._features[0].to(self.device)
@@ -106,43 +98,42 @@ class DICGANModule(GeneratorTask):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         target = self.target(batch)
-        image, generator_terms = self._generator_step(batch, target)
-        discriminator_terms = self._discriminator_step(image, target)
-        self.log_terms(generator_terms | discriminator_terms)
+        image, losses = self._generator_step(batch, target)
+        self.log_losses(losses | self._discriminator_step(image, target))
         for scheduler in self.lr_schedulers():  # type: ignore[union-attr]
             scheduler.step()  # type: ignore[call-arg]
 
     def _generator_step(self, batch: dict[str, Tensor], target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Update the generator; return the last step's image, B,3,H,W, detached, and the loss terms."""
+        """Update the generator; return the last step's image, B,3,H,W, detached, and the losses."""
         optimizer = self.optimizers()[0]  # type: ignore[index]
         images, heatmaps = self(batch["lr"])
         pixel, heatmap = dic_losses(images, heatmaps, target, batch["heatmaps"])
-        terms = {"g/pixel": pixel, "g/heatmap": heatmap}
-        if self.weights["g/perceptual"]:
-            terms["g/perceptual"] = perceptual_loss(self._features[0], images[-1], target)
+        losses = {"pixel": pixel, "heatmap": heatmap}
+        if self.weights["perceptual"]:
+            losses["perceptual"] = perceptual_loss(self._features[0], images[-1], target)
         self.discriminator.requires_grad_(False)  # its gradients are not needed here
-        terms["g/adversarial"] = adversarial_loss(self.discriminator(images[-1]), real=True)
-        total = torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
+        losses["adversarial"] = adversarial_loss(self.discriminator(images[-1]), real=True)
+        losses["total"] = torch.stack([self.weights[name] * loss for name, loss in losses.items()]).sum()
         optimizer.zero_grad()
-        self.manual_backward(total)
+        self.manual_backward(losses["total"])
         optimizer.step()
         self.discriminator.requires_grad_(True)
-        return images[-1].detach(), terms | {"g/total": total}
+        return images[-1].detach(), {f"g/{name}": loss for name, loss in losses.items()}
 
     def _discriminator_step(self, image: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """Update the discriminator; return the loss terms and its mean outputs."""
+        """Update the discriminator; return its losses and its mean outputs."""
         # The optimiser itself, not Lightning's wrapper of it, which would count a second step for the same batch.
         optimizer = self.optimizers(use_pl_optimizer=False)[1]  # type: ignore[index]
         logits = {"real": self.discriminator(target), "fake": self.discriminator(image)}
-        losses = {name: adversarial_loss(logits[name], real=name == "real") for name in logits}
-        total = losses["real"] + losses["fake"]
+        values = {name: adversarial_loss(logit, real=name == "real") for name, logit in logits.items()}
+        values["total"] = values["real"] + values["fake"]
         optimizer.zero_grad()
-        self.manual_backward(total)
+        self.manual_backward(values["total"])
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]  # as the wrapper would
             callback.on_before_optimizer_step(self.trainer, self, optimizer)
         optimizer.step()
-        outputs = {f"d/logit_{name}": value.mean() for name, value in logits.items()}
-        return {f"d/{name}": value for name, value in losses.items()} | {"d/total": total} | outputs
+        values |= {f"logit_{name}": logit.mean() for name, logit in logits.items()}
+        return {f"d/{name}": value for name, value in values.items()}
 
     def configure_optimizers(self) -> Any:
         built = [self.optimizer.build(net.parameters(), self.trainer) for net in (self.net, self.discriminator)]

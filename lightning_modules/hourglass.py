@@ -1,8 +1,8 @@
 """Training of the landmark estimator alone, DIC's first stage: heatmaps of HR faces.
 
-The hourglass is called as DIC calls it, several times with its own hidden state, on the same face; the mean squared
-error of the heatmaps is summed over the calls. On HR faces nothing improves from call to call; what it learns is to be
-right with a hidden state of its own making.
+The hourglass is called as DIC calls it, several times with its own hidden state, but always on the same face; the loss
+is summed over the calls. Nothing improves from call to call here: the network learns to cope with a hidden state of its
+own making.
 
 Reference:
     Ma et al., CVPR 2020 (arXiv 2003.13063), sections 3.3 and 4.1.
@@ -16,8 +16,8 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from lightning_modules.generator import LANDMARK_METRICS, PUBLISHED, FaceTask, decode, landmark_errors, over_ranks
-from lightning_modules.optimization import Optimization, check_end, training_length
+from lightning_modules.generator import LANDMARK_METRICS, PUBLISHED, FaceTask, decode
+from lightning_modules.optimization import Optimization, check_end
 from models.dic import normalise
 from models.heatmaps import HEATMAP_STRIDE, landmarks_to_heatmaps, upscale_heatmaps
 from models.hourglass import FeedbackHourglass
@@ -26,19 +26,14 @@ from models.resampling import to_uint8
 
 
 class HourglassModule(FaceTask):
-    """Trains a feedback hourglass on HR faces with the heatmap loss.
+    """Train a feedback hourglass on HR faces with the heatmap loss.
 
     Args:
-        net: the hourglass.
         num_steps: calls on each face, as many as the generator will make.
         start_sigma: standard deviation of the target's Gaussians in the first batch, in heatmap pixels; it falls to
-            `data.heatmap_sigma` in the first half of the training. With the published 1 all the way nearly all of the
-            target is zero, and a small hourglass learns to return zeros.
-        optimizer: optimiser and schedule.
+            `data.heatmap_sigma` in the first half of the training. With the published 1 from the start, nearly all of
+            the target is zero, and a small hourglass learns to return zeros.
         compile: have `torch.compile` translate the network; pays on GPUs in long trainings.
-
-    Raises:
-        ValueError: an argument is out of its range.
     """
 
     monitored = tuple(f"val/{name}" for name in (*LANDMARK_METRICS, "heatmap"))
@@ -54,10 +49,7 @@ class HourglassModule(FaceTask):
         for name, value in {"num_steps": num_steps, "start_sigma": start_sigma}.items():
             if value < 1:
                 raise ValueError(f"{name} is {value}, expected at least 1")
-        super().__init__(("heatmap", *LANDMARK_METRICS), optimizer)
-        self.net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if compile:
-            self.net.compile()  # in place: the keys of the checkpoint stay as they are
+        super().__init__(net, ("heatmap", *LANDMARK_METRICS), optimizer, compile)
         self.num_steps = num_steps
         self.start_sigma = start_sigma
 
@@ -82,16 +74,14 @@ class HourglassModule(FaceTask):
     def sigma(self) -> float:
         """Width of the Gaussians for the current batch: falls geometrically from `start_sigma` to that of the data."""
         final = self.trainer.datamodule.heatmap_sigma  # type: ignore[attr-defined]
-        if self.start_sigma == final:
-            return final
-        done = self.trainer.global_step / training_length(self.trainer)
+        done = self.trainer.global_step / self.trainer.estimated_stepping_batches
         return max(final, self.start_sigma * (final / self.start_sigma) ** (2 * done))
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         heatmaps = self(batch["hr"])
         target = landmarks_to_heatmaps(batch["landmarks"] / HEATMAP_STRIDE, heatmaps[0].shape[-1], self.sigma())
         loss = heatmap_loss(heatmaps, target)
-        self.log_dict(over_ranks({"train/g/heatmap": loss}))
+        self.log_losses({"g/heatmap": loss})
         return loss
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Any]:
@@ -99,11 +89,11 @@ class HourglassModule(FaceTask):
         with torch.autocast(self.device.type, enabled=False):  # as precise as when it is used
             heatmaps = self(batch["hr"])[-1]
         error = (heatmaps - batch["heatmaps"]).square().mean(dim=(1, 2, 3))
-        self.log_faces({"heatmap": error} | landmark_errors(heatmaps, batch["landmarks"]))
+        self.log_faces({"heatmap": error}, heatmaps, batch["landmarks"])
         strongest = upscale_heatmaps(heatmaps.amax(dim=1, keepdim=True))
         panels = {"HR": batch["hr"], "heatmaps": to_uint8(strongest.expand(-1, 3, -1, -1))}
         return {"panels": panels, "marked": batch["hr"], "landmarks": decode(heatmaps)}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store the network's sizes, which tell them without reading the weights."""
+        """Store the network's sizes."""
         checkpoint["hourglass_config"] = dict(self.net.config)

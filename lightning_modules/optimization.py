@@ -55,75 +55,44 @@ class Optimization:
         """Whether the rate depends on the length of the training."""
         return self.schedule in ("cosine", "onecycle") or self.warmup > 0
 
-    def check(self, trainer: L.Trainer) -> None:
-        """Refuse a trainer without an end, where the schedule needs one."""
-        if self.needs_end:
-            check_end(trainer)
-
     def build(self, parameters: Iterable[nn.Parameter], trainer: L.Trainer) -> tuple[torch.optim.Optimizer, LambdaLR]:
         """Return the optimiser, and a scheduler to be stepped after every batch."""
         groups: list[Any] = [parameter for parameter in parameters if parameter.requires_grad]
         if self.weight_decay:
             decayed, others = ([p for p in groups if (p.ndim > 1) is large] for large in (True, False))
-            groups = [
-                {"params": decayed, "weight_decay": self.weight_decay},
-                {"params": others, "weight_decay": 0.0},
-            ]
+            groups = [{"params": decayed, "weight_decay": self.weight_decay}, {"params": others}]
         optimizer: torch.optim.Optimizer
         if self.name == "sgd":
             optimizer = torch.optim.SGD(groups, lr=self.lr, momentum=0.9, nesterov=True)
         else:
             kind = torch.optim.Adam if self.name == "adam" else torch.optim.AdamW
             optimizer = kind(groups, lr=self.lr, betas=self.betas, weight_decay=0.0)
-        length = training_length(trainer) if self.needs_end else math.inf
+        length = max(1, trainer.estimated_stepping_batches) if self.needs_end else math.inf
         return optimizer, LambdaLR(optimizer, lambda step: self.factor(step, length))
 
     def factor(self, step: int, length: float) -> float:
         """Return the share of `lr` after `step` of `length` optimiser steps."""
         if self.schedule == "onecycle":
-            return one_cycle(step, length, self.warmup)
+            top, last = self.warmup * length - 1, length - 1
+            if step < top:
+                return _half_cosine(1 / 25, 1, step / top)
+            return _half_cosine(1, 4e-6, min(1.0, (step - top) / (last - top)))
         done = step / length
         if done < self.warmup:
             return (done + 1e-3) / (self.warmup + 1e-3)
         if self.schedule == "cosine":
-            return 0.5 * (1 + math.cos(math.pi * min(1.0, (done - self.warmup) / (1 - self.warmup))))
+            return _half_cosine(1, 0, min(1.0, (done - self.warmup) / (1 - self.warmup)))
         if self.schedule == "multistep":
             return self.gamma ** sum(step >= milestone for milestone in self.milestones)
         return 1.0
 
 
 def check_end(trainer: L.Trainer) -> None:
-    """Refuse a trainer without an end.
-
-    Raises:
-        ValueError: neither epochs nor steps are limited.
-    """
+    """Refuse a trainer without an end."""
     if trainer.max_epochs == -1 and trainer.max_steps == -1:
         raise ValueError(
             "trainer.max_epochs and trainer.max_steps are -1 (no end), expected a limit, which the schedule needs"
         )
-
-
-def training_length(trainer: L.Trainer) -> int:
-    """Return the optimiser steps of the whole training, which must have an end."""
-    check_end(trainer)
-    return max(1, int(trainer.estimated_stepping_batches))
-
-
-def one_cycle(step: int, length: float, warmup: float, start: float = 1 / 25, end: float = 4e-6) -> float:
-    """Return the factor of a one-cycle schedule, both flanks half a cosine.
-
-    Args:
-        step: optimiser steps done.
-        length: optimiser steps of the training.
-        warmup: fraction of the training in which the factor rises to 1.
-        start: factor of the first step.
-        end: factor of the last step.
-    """
-    top, last = warmup * length - 1, length - 1
-    if step < top:
-        return _half_cosine(start, 1, step / top)
-    return _half_cosine(1, end, min(1.0, (step - top) / (last - top)))
 
 
 def _half_cosine(first: float, last: float, share: float) -> float:

@@ -1,8 +1,10 @@
 """The private attributes of other packages that this project depends on: each in a function with a test of its own."""
 
 import lightning as L
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.strategies import DDPStrategy, Strategy
+from torch.optim.swa_utils import AveragedModel
 
 
 def leave_signals_alone(trainer: L.Trainer) -> None:
@@ -26,6 +28,13 @@ def expect_unused_parameters(strategy: Strategy) -> None:
     """
     if isinstance(strategy, DDPStrategy) and not strategy._ddp_kwargs.get("static_graph"):
         strategy._ddp_kwargs["find_unused_parameters"] = True
+
+
+def average_model(averaging: WeightAveraging) -> AveragedModel:
+    """Return the averaged copy of the module, once training has been set up."""
+    model = averaging._average_model
+    assert model is not None
+    return model
 
 
 def drop_anonymous(logger: WandbLogger) -> None:

@@ -1,4 +1,4 @@
-"""Every shipped configuration is really run, by the command in its first lines, on tiny data."""
+"""Run every shipped configuration on tiny data, by the command in its first lines."""
 
 import re
 import shlex
@@ -17,22 +17,22 @@ CONFIGS = sorted(path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY
 
 
 def header(name: str) -> str:
-    """The comment with which a file begins, without the marks."""
+    """Return the comment at the top of a file, without the marks."""
     lines = (REPOSITORY / name).read_text().splitlines()
     end = next(number for number, line in enumerate(lines) if not line.startswith("#"))
     return "\n".join(line[2:] for line in lines[:end])
 
 
 def arguments(name: str) -> list[str]:
-    """Of the command in a file's comment."""
-    command = re.search(r"^\s+.*?python train\.py ((?:.*\\\n)*.*)$", header(name), re.MULTILINE)
-    assert command, f"{name}: no line with `python train.py` in its first comment"
+    """Return the arguments of the command in that comment."""
+    command = re.search(r"^\s+(?:superfer train|python train\.py) ((?:.*\\\n)*.*)$", header(name), re.MULTILINE)
+    assert command, f"{name}: no line with `superfer train` in its first comment"
     return shlex.split(command.group(1).replace("\\\n", " "))
 
 
 @pytest.fixture(scope="module")
 def generator(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of a generator that has learnt nothing."""
+    """Return the checkpoint of an untrained generator."""
     torch.manual_seed(0)
     net = DIC(**NETWORK)
     path = tmp_path_factory.mktemp("generator") / "best.ckpt"

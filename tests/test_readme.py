@@ -81,8 +81,7 @@ def parse(name: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(export, "write_weights", lambda *_: None)
         export.export(words)
     elif name == "prepare":
-        monkeypatch.setattr(prepare, "pack_faces", lambda *_: {"names": [], "source": "", "left_out": []})
-        monkeypatch.setattr(prepare, "describe_left_out", lambda _: "")
+        monkeypatch.setattr(prepare, "pack_faces", lambda *_: types.SimpleNamespace(summary=""))
         prepare.prepare(words)
     elif name == "-m" and words[0] == "tests.benchmark_generator":
         monkeypatch.setattr(benchmark_generator, "measure", lambda _: {})

@@ -1,4 +1,4 @@
-"""FaceStrip: what a strip shows, which faces, where it goes, and when."""
+"""FaceStrip: what a strip shows, of which faces, where and when."""
 
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ SMALL = {"num_features": 4, "num_steps": 2, "num_groups": 1, "num_fusion_blocks"
 
 
 class RecordingLogger(WandbLogger):
-    """Takes what would go to W&B."""
+    """Record what would go to W&B."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[dict[str, Any], int | None]] = []
@@ -106,15 +106,15 @@ def test_same_faces_once_per_validation(tmp_path: Path, num_faces: int) -> None:
         np.testing.assert_array_equal(picture[top : top + 64, 4 * 64 : 5 * 64], data.val_set.faces.image(index))
         points = data.val_set.faces.landmarks[index].round().astype(int)
         colours = [tuple(picture[top + y, 5 * 64 + x]) for x, y in points if min(x, y) >= 0 and max(x, y) < 64]
-        assert colours.count(TRUE_COLOUR) > len(colours) / 2  # the others are hidden by those that were found
+        assert colours.count(TRUE_COLOUR) > len(colours) / 2  # found ones hide the rest
 
     blank, nowhere = torch.zeros(3, 64, 64, dtype=torch.uint8), torch.full((68, 2), -9.0)
     titles = ("LR", "bicubic", "step 1", "step 2", "HR")
-    said, unsaid = (
+    labelled, plain = (
         compose_strip(dict.fromkeys(titles, blank), blank, nowhere, nowhere, synthetic)[:HEADER]
         for synthetic in (True, False)
     )
-    assert (picture[:HEADER] == said).all() and (said != unsaid).any()
+    assert (picture[:HEADER] == labelled).all() and (labelled != plain).any()
 
 
 def test_no_faces_is_refused() -> None:

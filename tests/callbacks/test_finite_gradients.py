@@ -1,4 +1,4 @@
-"""Numbers that are not finite end a training, or are passed over, before they reach the weights."""
+"""NaN and infinity stop a training, or the step is skipped, before they reach the weights."""
 
 import contextlib
 from pathlib import Path
@@ -19,7 +19,7 @@ SETTINGS = ["--trainer.limit_train_batches=4", "--latest.minutes=0"]
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, batch: int) -> None:
-    """Makes the loss of one batch infinite."""
+    """Make the loss of one batch infinite."""
     step = EmotionClassifier.training_step
 
     def spoiled(self: EmotionClassifier, data: dict[str, Any], batch_idx: int) -> torch.Tensor:
@@ -39,7 +39,7 @@ def test_the_run_stops_and_says_where(tiny_ferplus: Path, tmp_path: Path, monkey
     assert str(latest) in str(error.value) and read_checkpoint(latest)["global_step"] == 2
 
 
-def test_the_step_is_left_out_and_counted(tiny_ferplus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_step_is_skipped_and_counted(tiny_ferplus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spoil(monkeypatch, 2)
     with pytest.warns(UserWarning, match=r"in batch 2 .*skipped this step \(1 skipped so far\)"):
         run = train(classifier_args(tiny_ferplus, tmp_path, *SETTINGS, "--finite.skip=true"))
@@ -49,7 +49,7 @@ def test_the_step_is_left_out_and_counted(tiny_ferplus: Path, tmp_path: Path, mo
     assert saved["callbacks"]["FiniteGradients"] == {"skipped": 1}  # type: ignore[index]
 
 
-def test_spoilt_statistics_cannot_be_skipped(
+def test_broken_statistics_cannot_be_skipped(
     tiny_ferplus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     step = EmotionClassifier.training_step
@@ -72,12 +72,12 @@ def test_a_loss_scale_may_still_be_falling(
 ) -> None:
     spoil(monkeypatch, 2)
     scaler = SimpleNamespace(get_scale=lambda: scale)
-    monkeypatch.setattr(Precision, "scaler", scaler, raising=False)  # leaves no step out, unlike the real one
+    monkeypatch.setattr(Precision, "scaler", scaler, raising=False)  # skips no step, unlike the real one
     with pytest.raises(FloatingPointError) if stops else contextlib.nullcontext():
         train(classifier_args(tiny_ferplus, tmp_path, *SETTINGS, "--trainer.limit_train_batches=3"))
 
 
-def test_the_discriminator_is_watched_too(tiny_faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_discriminator_is_checked_too(tiny_faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     step = DICGANModule._discriminator_step
 
     def spoiled(self: DICGANModule, image: torch.Tensor, target: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -22,7 +22,7 @@ TRAINER: Any = SimpleNamespace(max_epochs=1, max_steps=-1)
 
 
 class Pixels(nn.Module):
-    """Takes the first pixels for logits, so that predictions are known and spread out."""
+    """Return the first pixels as logits, so that predictions are known and spread out."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -123,7 +123,7 @@ def data(label_mode: str = "crossentropy", channels: int = 1) -> Any:
     return SimpleNamespace(label_mode=label_mode, upscaler=SimpleNamespace(channels=channels))
 
 
-def test_data_that_do_not_fit_are_refused() -> None:
+def test_data_that_does_not_fit_is_refused() -> None:
     module = EmotionClassifier()
     module.check(data(), TRAINER)
     module.check(data("probability"), TRAINER)
@@ -140,7 +140,7 @@ def test_data_that_do_not_fit_are_refused() -> None:
         module.check(data(), SimpleNamespace(max_epochs=-1, max_steps=-1))  # type: ignore[arg-type]
 
 
-def test_a_handful_of_images_is_learnt() -> None:
+def test_a_few_images_are_learnt() -> None:
     torch.manual_seed(0)
     module = EmotionClassifier(label_smoothing=0.0)
     batch = {"image": torch.rand(8, 3, 32, 32), "target": torch.eye(8)}
@@ -165,7 +165,7 @@ def test_gray_input_takes_one_channel() -> None:
         assert torch.equal(module(image), module(other)) and module(image).shape == (2, 8)
 
 
-def test_mirror_judges_image_and_mirror_image_alike() -> None:
+def test_mirror_averages_image_and_mirror_image() -> None:
     torch.manual_seed(0)
     plain, mirrored = EmotionClassifier(mirror=False).eval(), EmotionClassifier(mirror=True).eval()
     mirrored.load_state_dict(plain.state_dict())

@@ -1,4 +1,4 @@
-"""DICModule: published losses, start and freezing, schedules in batches, metrics, checkpoints that load."""
+"""DICModule: published losses, initial weights, freezing, schedules, metrics and checkpoints."""
 
 import math
 from collections import defaultdict
@@ -116,10 +116,10 @@ def test_validation_metrics_are_means_over_faces(faces: Path, tmp_path: Path) ->
         batch = data.on_after_batch_transfer(loaded, 0)
         with torch.no_grad():
             output = module.restore(batch)
-            enlarged = (module.net.upscale(batch["lr"]) * 255).round().to(torch.uint8)
-        assert torch.equal(output["marked"], enlarged) and torch.equal(output["panels"]["step 2"], enlarged)
+            upscaled = (module.net.upscale(batch["lr"]) * 255).round().to(torch.uint8)
+        assert torch.equal(output["marked"], upscaled) and torch.equal(output["panels"]["step 2"], upscaled)
         for name, value in {"psnr_y": psnr_y, "ssim_y": ssim_y, "psnr_rgb": psnr_rgb, "ssim_rgb": ssim_rgb}.items():
-            expected[f"val/{name}"].append(value(enlarged, batch["hr"]))
+            expected[f"val/{name}"].append(value(upscaled, batch["hr"]))
         lr = (batch["lr"] * 255).round().byte().permute(0, 2, 3, 1).numpy()
         bicubic = np.stack(
             [np.asarray(Image.fromarray(face).resize((64, 64), Image.Resampling.BICUBIC)) for face in lr]
@@ -163,7 +163,7 @@ def test_training_lowers_the_loss_and_the_checkpoint_loads(faces: Path, tmp_path
         torch.testing.assert_close(loaded.upscale(image), module.net.eval().upscale(image), atol=1e-6, rtol=0)
 
 
-def test_hourglass_stays_frozen_for_so_many_batches(faces: Path, tmp_path: Path) -> None:
+def test_hourglass_is_frozen_for_the_given_batches(faces: Path, tmp_path: Path) -> None:
     seen: list[tuple[bool, bool]] = []
 
     class Watch(L.Callback):
@@ -217,7 +217,7 @@ def test_other_networks_are_refused_by_the_option_that_takes_them(tmp_path: Path
         DICModule(DIC(**SMALL), initial_weights=str(tmp_path / "none.ckpt"))
 
 
-def test_an_untrained_hourglass_that_is_frozen_is_warned_of(faces: Path, tmp_path: Path) -> None:
+def test_warns_of_an_untrained_hourglass_that_is_frozen(faces: Path, tmp_path: Path) -> None:
     module = DICModule(DIC(**SMALL), freeze_hourglass=2)
     with pytest.warns(
         UserWarning, match=r"an untrained hourglass is frozen for 2 batches: pass model\.hourglass_weights"
@@ -225,7 +225,7 @@ def test_an_untrained_hourglass_that_is_frozen_is_warned_of(faces: Path, tmp_pat
         _trainer(tmp_path, max_epochs=1, limit_train_batches=1, limit_val_batches=0).fit(module, _data(faces))
 
 
-def test_checkpoint_says_how_faces_were_cropped_and_compiling_leaves_its_keys(faces: Path, tmp_path: Path) -> None:
+def test_checkpoint_records_crops_and_compiling_keeps_its_keys(faces: Path, tmp_path: Path) -> None:
     plain, compiled = DICModule(DIC(**SMALL)), DICModule(DIC(**SMALL), compile=True)
     assert list(plain.state_dict()) == list(compiled.state_dict())
     trainer = _trainer(tmp_path, max_epochs=1, limit_train_batches=1, limit_val_batches=0, enable_checkpointing=False)

@@ -1,4 +1,4 @@
-"""DICGANModule: its losses, both updates, schedules and weight averaging counted in batches, and resuming."""
+"""DICGANModule: losses, both updates, schedules and weight averaging in batches, resuming."""
 
 import copy
 from pathlib import Path
@@ -58,7 +58,7 @@ def _weights(net: torch.nn.Module) -> dict[str, Tensor]:
 
 
 class Watch(L.Callback):
-    """Notes weights and learning rates after every batch."""
+    """Record weights and learning rates of every batch."""
 
     def __init__(self) -> None:
         self.generator: list[dict[str, Tensor]] = []
@@ -76,7 +76,7 @@ class Watch(L.Callback):
 
 
 def test_published_losses_but_for_the_repeated_step() -> None:
-    """The authors' GAN stage counts the last step T times: their figures follow if it is done on purpose."""
+    """The authors' GAN stage counts the last step T times: doing so on purpose gives their figures."""
     golden = np.load(GOLDEN)
     net = DIC(num_features=8, num_steps=3, num_groups=3, num_fusion_blocks=2, hourglass_features=16)
     net.load_state_dict({k.removeprefix("state/"): torch.from_numpy(golden[k]) for k in golden if "state/" in k})
@@ -130,7 +130,7 @@ def test_terms_of_a_batch_and_their_weights(tiny_faces: Path, tmp_path: Path) ->
 def test_both_learn_the_hourglass_does_not_and_all_is_counted_in_batches(
     perceptual_weight: float, tiny_faces: Path, tmp_path: Path
 ) -> None:
-    """Whether or not the hourglass is also the perceptual network, which is frozen for itself."""
+    """Whether or not the hourglass is also the perceptual network, which is frozen anyway."""
     watch, module = Watch(), _module(perceptual_weight=perceptual_weight)
     start, opponent = _weights(module.net), _weights(module.discriminator)
     _trainer(tmp_path, watch).fit(module, _data(tiny_faces))
@@ -182,13 +182,13 @@ def test_averaged_weights_validate_are_saved_and_survive_resuming(tiny_faces: Pa
     assert all(torch.equal(value, loaded.get_parameter(name)) for name, value in module.net.named_parameters())
 
 
-def test_an_untrained_generator_is_warned_of(tiny_faces: Path, tmp_path: Path) -> None:
+def test_warns_of_an_untrained_generator(tiny_faces: Path, tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match=r"starts untrained, and this stage never trains its hourglass: pass model\."):
         _trainer(tmp_path, max_epochs=1, limit_train_batches=1).fit(_module(), _data(tiny_faces))
 
 
 class Edges(nn.Module):
-    """Features that own no part of the generator."""
+    """Features that share no weights with the generator."""
 
     def forward(self, image: Tensor) -> Tensor:
         return image.diff(dim=-1)
@@ -206,8 +206,8 @@ def test_three_batches_equal_a_loop_written_by_hand(tiny_faces: Path, tmp_path: 
 
     _trainer(tmp_path, Collect(), max_epochs=1).fit(module, _data(tiny_faces))
 
-    learnt = [value for name, value in net.named_parameters() if not name.startswith("HG.")]
-    generator, discriminator = torch.optim.Adam(learnt, 1e-3), torch.optim.Adam(opponent.parameters(), 1e-3)
+    trained = [value for name, value in net.named_parameters() if not name.startswith("HG.")]
+    generator, discriminator = torch.optim.Adam(trained, 1e-3), torch.optim.Adam(opponent.parameters(), 1e-3)
     ones, zeros = torch.ones(4, 1), torch.zeros(4, 1)
     for number, batch in enumerate(batches):
         if number == 2:

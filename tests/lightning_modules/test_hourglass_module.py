@@ -1,4 +1,4 @@
-"""HourglassModule: the sum over calls with a hidden state, its metrics, and a checkpoint that the next stage takes."""
+"""HourglassModule: the loss over calls with a hidden state, metrics, and a checkpoint for the next stage."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,7 +28,7 @@ def _trainer(folder: Path, **settings: object) -> L.Trainer:
     return L.Trainer(accelerator="cpu", devices=1, default_root_dir=folder, **quiet, **settings)  # type: ignore[arg-type]
 
 
-def test_loss_is_summed_over_calls_that_hand_on_their_state(tiny_faces: Path) -> None:
+def test_loss_is_summed_over_calls_that_share_a_hidden_state(tiny_faces: Path) -> None:
     torch.manual_seed(0)
     module, data = HourglassModule(FeedbackHourglass(8), num_steps=3), _data(tiny_faces)
     data.setup("fit")
@@ -41,11 +41,11 @@ def test_loss_is_summed_over_calls_that_hand_on_their_state(tiny_faces: Path) ->
     assert not torch.allclose(first, second)
     module.log_dict = lambda *_, **__: None  # type: ignore[method-assign, assignment]
     module.start_sigma = 1.0
-    module._trainer = SimpleNamespace(datamodule=data)  # type: ignore[assignment]
+    module._trainer = SimpleNamespace(datamodule=data, global_step=0, estimated_stepping_batches=1)  # type: ignore[assignment]
     assert module.training_step(batch, 0).item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_trains_validates_and_hands_its_network_on(tiny_faces: Path, tmp_path: Path) -> None:
+def test_trains_validates_and_starts_the_next_stage(tiny_faces: Path, tmp_path: Path) -> None:
     L.seed_everything(0, verbose=False)
     onecycle = Optimization(lr=3e-3, schedule="onecycle", warmup=0.1)
     module, data = HourglassModule(FeedbackHourglass(8), 2, optimizer=onecycle), _data(tiny_faces)
@@ -94,7 +94,7 @@ def test_gaussians_narrow_to_the_width_of_the_data_in_half_of_the_training(
     assert widths == pytest.approx([start / 4 ** (step / 6) for step in range(6)] + [final] * 6)
 
 
-def test_data_and_trainers_that_do_not_fit_are_refused(tiny_faces: Path) -> None:
+def test_unsuitable_data_and_trainers_are_refused(tiny_faces: Path) -> None:
     data, endless = _data(tiny_faces), SimpleNamespace(max_epochs=-1, max_steps=-1)
     module: Any = HourglassModule(FeedbackHourglass(8), start_sigma=8.0)
     with pytest.raises(ValueError, match=r"trainer\.max_epochs and trainer\.max_steps are -1"):

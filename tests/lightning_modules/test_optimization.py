@@ -1,4 +1,4 @@
-"""Optimisers and schedules: exact learning rates of every shipped configuration, and what is refused."""
+"""Optimisers and schedules: exact learning rates of every shipped configuration, refusals."""
 
 import inspect
 from dataclasses import replace
@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from lightning import LightningDataModule
 from torch import nn
 
-from lightning_modules.optimization import Optimization, one_cycle
+from lightning_modules.base import Task
+from lightning_modules.optimization import Optimization
 from tests.tiny_runs import REPOSITORY
 
 THOUSAND: Any = SimpleNamespace(estimated_stepping_batches=1000, max_epochs=10, max_steps=-1)
@@ -75,11 +77,12 @@ def test_one_cycle_equals_torch(length: int, warmup: float) -> None:
         optimizer.step()
         if len(rates) < length:
             scheduler.step()
-    assert [one_cycle(step, length, warmup) for step in range(length)] == pytest.approx(rates, abs=1e-12)
+    settings = Optimization(schedule="onecycle", warmup=warmup)
+    assert [settings.factor(step, length) for step in range(length)] == pytest.approx(rates, abs=1e-12)
 
 
-def test_one_cycle_of_which_the_first_step_is_the_top() -> None:
-    assert one_cycle(0, 10, 0.1) == 1
+def test_one_cycle_may_start_at_its_top() -> None:
+    assert Optimization(schedule="onecycle", warmup=0.1).factor(0, 10) == 1
 
 
 def test_schedules_after_their_warmup() -> None:
@@ -122,8 +125,11 @@ def test_impossible_settings_are_refused(settings: dict[str, Any], message: str)
 
 
 def test_a_schedule_that_needs_an_end_refuses_a_trainer_without_one() -> None:
-    Optimization(schedule="multistep", milestones=(3,)).check(ENDLESS)
+    task, data = Task(), LightningDataModule()
+    task.optimizer = Optimization(schedule="multistep", milestones=(3,))
+    task.check(data, ENDLESS)
     for settings in (Optimization(schedule="cosine"), Optimization(schedule="onecycle"), Optimization(warmup=0.1)):
-        settings.check(THOUSAND)
+        task.optimizer = settings
+        task.check(data, THOUSAND)
         with pytest.raises(ValueError, match=r"trainer\.max_epochs and trainer\.max_steps are -1 \(no end\)"):
-            settings.check(ENDLESS)
+            task.check(data, ENDLESS)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.strategies import DDPStrategy
@@ -70,6 +71,16 @@ def test_unused_parameters_are_expected_unless_the_graph_is_static() -> None:
         strategy = DDPStrategy(**given)
         internals.expect_unused_parameters(strategy)
         assert strategy._ddp_kwargs.get("find_unused_parameters") is expected
+
+
+def test_the_average_is_a_copy_of_the_module(tmp_path: Path) -> None:
+    class Look(L.Callback):
+        def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+            self.names = [name for name, _ in internals.average_model(averaging).module.named_parameters()]
+
+    averaging, look, module = WeightAveraging(), Look(), BoringModel()
+    trainer(tmp_path, averaging, look).fit(module)
+    assert look.names == [name for name, _ in module.named_parameters()]
 
 
 def test_anonymous_is_dropped(tmp_path: Path) -> None:
