@@ -32,6 +32,9 @@ class LatestCheckpoint(Checkpoint):
     During validation, or before the first batch, raise it at once: the last checkpoint is still valid. A stop by
     `trainer.max_time` is put off to the next moment at which the run can be saved.
 
+    A resumed run starts the saved batch again: a callback that keeps a count saves it exactly if it counts in
+    `on_train_batch_end`, and one too many in `on_train_batch_start`.
+
     Args:
         minutes: bounds the work that is lost with a killed process.
         dirpath: the folder; set by the command line.
@@ -65,11 +68,12 @@ class LatestCheckpoint(Checkpoint):
                 }
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Do not count the batch that was fetched but not trained with."""
+        """Do not count the batch that was fetched but not trained with, nor take it for the last one of the epoch."""
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         for counts in (progress["total"], progress["current"]):
-            if counts["started"] == counts["completed"]:
+            if counts["started"] == counts["completed"] < counts["ready"]:
                 counts["ready"] = counts["completed"]
+                progress["is_last_batch"] = False  # Lightning would take the epoch for done
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         _refuse_different_places(trainer)

@@ -71,6 +71,8 @@ CLASSIFIER = {  # options, and where it dies: of eight batches, four an epoch
     "accumulation with a rest": ([NOW, "--trainer.accumulate_grad_batches=3"], {"batches": 7}),
     "after a validation": ([NOW, "--trainer.val_check_interval=2"], {"batches": 3}),
     "before a validation": ([NOW, "--trainer.val_check_interval=2"], {"batches": 6}),
+    "last batch, after a validation": ([NOW, "--trainer.val_check_interval=3"], {"step": 7}),
+    "epochs of one batch": ([NOW, "--trainer.limit_train_batches=1"], {"step": 1}),
     "validation every second epoch": ([NOW, "--trainer.check_val_every_n_epoch=2"], {"batches": 5}),
     "validation at half an epoch": ([NOW, "--trainer.val_check_interval=0.5"], {"batches": 7}),
     "in validation": ([NOW], {"epoch": 1}),
