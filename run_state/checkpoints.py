@@ -114,6 +114,12 @@ class LatestCheckpoint(Checkpoint):
         if self.preemption.requested:
             raise PreemptedError
 
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        started = trainer.fit_loop.epoch_loop.batch_progress.current.started
+        if trainer.should_stop and not self._cut_short and 0 < started < trainer.num_training_batches:
+            self._save(trainer)  # stopped early in mid-epoch: saved later, the epoch would be taken for done
+            self._cut_short = True
+
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # Reading what is logged per epoch is a collective operation, and Lightning's progress bar does it on rank 0
         # alone. This callback runs after all others: the ranks read, too, before they do anything else together.

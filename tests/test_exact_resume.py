@@ -205,6 +205,20 @@ def test_preempted_run_saves_asks_to_be_started_again_and_goes_on(
     assert json.loads((run / "run.json").read_text())["status"] == "finished"
 
 
+def test_stopped_in_mid_epoch_by_a_validation(
+    tiny_ferplus: Path, tmp_path: Path, undisturbed: Callable[[str, Arguments], Path]
+) -> None:
+    """As `EarlyStopping` does: a resumed run trains the rest of the epoch."""
+    options = ["--trainer.val_check_interval=2"]
+    arguments = classifier(tiny_ferplus, *options)
+    run = train([*arguments(tmp_path), *stop(tmp_path, epoch=0, how="clock")])
+    assert read_checkpoint(run / "checkpoints" / "latest.ckpt")["global_step"] == 2
+    train(["--resume", str(run)])
+    whole, resumed = (outcome(path) for path in (undisturbed(f"classifier {options}", arguments), run))
+    del whole["metrics.csv"], resumed["metrics.csv"]  # has the means of both parts of the epoch
+    assert difference(whole, resumed) is None
+
+
 def test_prolonged(tiny_ferplus: Path, tmp_path: Path) -> None:
     """A run that had finished goes on with the next epoch."""
     run = train(classifier(tiny_ferplus)(tmp_path))
