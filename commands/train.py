@@ -29,7 +29,9 @@ def train(args: Sequence[str] | None = None) -> Path:
         The run folder.
     """
     quieten()
-    faulthandler.register(signal.SIGUSR2, file=sys.__stderr__, all_threads=True)  # shows where a rank hangs
+    faulthandler.register(
+        signal.SIGUSR2, file=sys.__stderr__ or sys.stderr, all_threads=True
+    )  # shows where a rank hangs
     options, arguments = _parse(args)
     leads = rank_zero_only.rank == 0  # type: ignore[attr-defined]  # of the processes that share the run, the one that writes
     with ExitStack() as stack:

@@ -29,7 +29,7 @@ class LatestCheckpoint(Checkpoint):
     At the end of the training it is saved once more.
 
     When any process receives SIGTERM or SIGUSR1, finish the current optimiser step, save, and raise `PreemptedError`.
-    During validation, or before the first batch, raise it at once: the last checkpoint is still valid. A stop by
+    During validation, or before the training starts, raise it at once: the last checkpoint is still valid. A stop by
     `trainer.max_time` is put off to the next moment at which the run can be saved.
 
     A resumed run starts the saved batch again: a callback that keeps a count saves it exactly if it counts in
@@ -115,7 +115,7 @@ class LatestCheckpoint(Checkpoint):
             raise PreemptedError
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        started = trainer.fit_loop.epoch_loop.batch_progress.current.started
+        started: int = trainer.fit_loop.epoch_loop.batch_progress.current.started  # type: ignore[attr-defined]
         if trainer.should_stop and not self._cut_short and 0 < started < trainer.num_training_batches:
             self._save(trainer)  # stopped early in mid-epoch: saved later, the epoch would be taken for done
             self._cut_short = True
