@@ -44,6 +44,15 @@ _ABOUT = {
     "upscale": "Upscale the faces of a classifier's configuration into its cache, or the images of a folder; for the "
     "options of the latter: superfer upscale --images . --help",
 }
+# Settings of the two checkpoint callbacks that this project relies on.
+_FIXED = {
+    "best.dirpath": None,
+    "best.enable_version_counter": False,
+    "best.filename": "best",
+    "best.save_top_k": 1,  # more would all be named best.ckpt, so that the last one wins
+    "best.save_weights_only": False,
+    "latest.dirpath": None,
+}
 
 
 def _seed(value: Any) -> int:
@@ -63,7 +72,8 @@ class SuperFERCLI(LightningCLI):
         settings: the configuration as plain types, as `config.yaml` records it.
 
     Raises:
-        ValueError: A setting is wrong. What the parser refuses ends in `SystemExit` with code 2.
+        ValueError: A setting is wrong.
+        argparse.ArgumentError: The parser refuses it.
     """
 
     def __init__(self, command: Command, args: Sequence[str]) -> None:
@@ -79,6 +89,7 @@ class SuperFERCLI(LightningCLI):
             trainer_defaults={"use_distributed_sampler": False},  # the samplers share out the data themselves
             parser_kwargs={
                 "allow_abbrev": False,
+                "exit_on_error": False,
                 "prog": f"superfer {command}",
                 "usage": f"superfer {command} {_USAGE[command]}",
                 "description": _ABOUT[command],
@@ -90,16 +101,18 @@ class SuperFERCLI(LightningCLI):
         parser.add_argument("--runs", type=str, default="runs", help="Folder of all run folders")
         parser.add_argument("--tags", type=list[str], default=[], help="Further tags in W&B")
         parser.add_lightning_class_args(ModelCheckpoint, "best")
-        best = {"enable_version_counter": False, "save_top_k": 1, "filename": "best"}
-        parser.set_defaults({f"best.{name}": value for name, value in best.items()})
         parser.add_lightning_class_args(LatestCheckpoint, "latest")
+        parser.set_defaults(_FIXED)
         parser.add_lightning_class_args(FiniteGradients, "finite")
         parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=_seed)
 
     def before_instantiate_classes(self) -> None:
-        for name in ("trainer", "best"):
+        for name in ("trainer", "best", "latest"):
             if not isinstance(self.config[name], Namespace):
                 raise ValueError(f"expected key: value settings under {name!r}, got {self.config[name]!r}")
+        for name, value in _FIXED.items():
+            if self.config[name] != value:
+                raise ValueError(f"{name} is {self.config[name]!r}, expected {value!r}")
         if self.config.best.monitor is None:
             raise ValueError("best.monitor is missing: the metric that decides which checkpoint is the best")
 

@@ -5,6 +5,7 @@ import ctypes
 import logging
 import sys
 import warnings
+from argparse import ArgumentError
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -73,9 +74,9 @@ def refusals() -> Iterator[None]:
     except Exception as error:
         from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-        if not isinstance(error, ValueError | TypeError | OSError | MisconfigurationException):
-            raise
         share_with_children(None)
+        if not isinstance(error, ValueError | TypeError | OSError | ArgumentError | MisconfigurationException):
+            raise
         cause: BaseException = error
         while str(cause).startswith("Does not validate against") and cause.__cause__:
             cause = cause.__cause__  # what a class says; the parser buries it in hundreds of words

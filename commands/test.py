@@ -1,5 +1,6 @@
 """Test a trained classifier on one split of its data, on one device."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -50,5 +51,7 @@ def _find_tested(path: str | None) -> tuple[Path, Path]:
         raise FileNotFoundError(
             f"{run} is the run of a generator; only classifiers are tested (a generator's figures are in metrics.csv)"
         )
+    if checkpoint.name != "best.ckpt" and Path(path).is_dir():
+        print(f"warning: {run} has no best.ckpt; testing {checkpoint.name}", file=sys.stderr, flush=True)
     read_checkpoint(checkpoint)  # a damaged file is named here, before anything starts
     return run, checkpoint

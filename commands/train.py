@@ -37,7 +37,8 @@ def train(args: Sequence[str] | None = None) -> Path:
             cli = SuperFERCLI("train", [*(["--config", str(run / "config.yaml")] if run else []), *arguments])
             if options.resume == "auto":
                 run = newest_run(cli.experiment_folder, cli.seed, cli.settings, options.allow_change)
-                print(f"resuming {run}" if run else "no run to resume; starting one", flush=True)
+                if leads:
+                    print(f"resuming {run}" if run else "no run to resume; starting one", flush=True)
             if run and leads:
                 stack.enter_context(lock(run))  # first: nobody else may change what is read from here on
                 remove_leftovers(run / "checkpoints", older_than=0)

@@ -1,7 +1,7 @@
 """What a run is and how it goes on.
 
-**A start.** `commands.train` parses the configuration, checks data and module, makes the run folder (`folder`), locks
-it, and builds the trainer. Before anything runs, `record` writes `config.yaml` and `run.json`.
+**A start.** `commands.train` parses the configuration, checks data and module, makes the run folder (`folder`) and the
+trainer, and locks the folder. Before anything runs, `record` writes `config.yaml` and `run.json`.
 
 **While it trains.** Everything is settled at the start of a batch: the one before it is logged, validated, and its
 epoch closed. That is when `checkpoints.LatestCheckpoint` saves: at the first batch of every epoch, when ten minutes
@@ -10,8 +10,8 @@ the place in the data (`data_position`), and each process's random numbers and r
 Every logged row is in `metrics.csv` at once (`metrics_csv`).
 
 **A kill** may come at any moment: files appear whole or not at all (`storage.atomic`), the lock is the kernel's and
-goes with the process, and the last checkpoint is at most ten minutes old. SIGTERM and SIGUSR1 save first; the exit
-code is 75.
+goes with the process, and the last checkpoint is at most ten minutes of training old. SIGTERM and SIGUSR1 save before
+the next step, or end a validation at once, without saving; the exit code is 75.
 
 **A resume.** `commands.train` finds the run and locks it before it looks at anything that another process could
 change. It then refuses settings that must not differ (`settings`) and other data (`record`), takes the newest

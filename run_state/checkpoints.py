@@ -29,8 +29,11 @@ class LatestCheckpoint(Checkpoint):
     At the end of the training it is saved once more.
 
     When any process receives SIGTERM or SIGUSR1, finish the current optimiser step, save, and raise `PreemptedError`.
-    During validation, or before the first batch, raise it at once: the last checkpoint is still valid. A stop by
+    During validation, or before the training starts, raise it at once: the last checkpoint is still valid. A stop by
     `trainer.max_time` is put off to the next moment at which the run can be saved.
+
+    A resumed run starts the saved batch again: a callback that keeps a count saves it exactly if it counts in
+    `on_train_batch_end`, and one too many in `on_train_batch_start`.
 
     Args:
         minutes: bounds the work that is lost with a killed process.
@@ -65,11 +68,12 @@ class LatestCheckpoint(Checkpoint):
                 }
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Do not count the batch that was fetched but not trained with."""
+        """Do not count the batch that was fetched but not trained with, nor take it for the last one of the epoch."""
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         for counts in (progress["total"], progress["current"]):
-            if counts["started"] == counts["completed"]:
+            if counts["started"] == counts["completed"] < counts["ready"]:
                 counts["ready"] = counts["completed"]
+                progress["is_last_batch"] = False  # Lightning would take the epoch for done
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         _refuse_different_places(trainer)
@@ -109,6 +113,12 @@ class LatestCheckpoint(Checkpoint):
         # Ranks may differ by a batch of validation, so this one does not ask the others: schedulers tell all of them.
         if self.preemption.requested:
             raise PreemptedError
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        started: int = trainer.fit_loop.epoch_loop.batch_progress.current.started  # type: ignore[attr-defined]
+        if trainer.should_stop and not self._cut_short and 0 < started < trainer.num_training_batches:
+            self._save(trainer)  # stopped early in mid-epoch: saved later, the epoch would be taken for done
+            self._cut_short = True
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # Reading what is logged per epoch is a collective operation, and Lightning's progress bar does it on rank 0

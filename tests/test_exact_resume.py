@@ -71,6 +71,8 @@ CLASSIFIER = {  # options, and where it dies: of eight batches, four an epoch
     "accumulation with a rest": ([NOW, "--trainer.accumulate_grad_batches=3"], {"batches": 7}),
     "after a validation": ([NOW, "--trainer.val_check_interval=2"], {"batches": 3}),
     "before a validation": ([NOW, "--trainer.val_check_interval=2"], {"batches": 6}),
+    "last batch, after a validation": ([NOW, "--trainer.val_check_interval=3"], {"step": 7}),
+    "epochs of one batch": ([NOW, "--trainer.limit_train_batches=1"], {"step": 1}),
     "validation every second epoch": ([NOW, "--trainer.check_val_every_n_epoch=2"], {"batches": 5}),
     "validation at half an epoch": ([NOW, "--trainer.val_check_interval=0.5"], {"batches": 7}),
     "in validation": ([NOW], {"epoch": 1}),
@@ -201,6 +203,20 @@ def test_preempted_run_saves_asks_to_be_started_again_and_goes_on(
     train(["--resume", str(run)])
     assert difference(outcome(whole), outcome(run)) is None
     assert json.loads((run / "run.json").read_text())["status"] == "finished"
+
+
+def test_stopped_in_mid_epoch_by_a_validation(
+    tiny_ferplus: Path, tmp_path: Path, undisturbed: Callable[[str, Arguments], Path]
+) -> None:
+    """As `EarlyStopping` does: a resumed run trains the rest of the epoch."""
+    options = ["--trainer.val_check_interval=2"]
+    arguments = classifier(tiny_ferplus, *options)
+    run = train([*arguments(tmp_path), *stop(tmp_path, epoch=0, how="clock")])
+    assert read_checkpoint(run / "checkpoints" / "latest.ckpt")["global_step"] == 2
+    train(["--resume", str(run)])
+    whole, resumed = (outcome(path) for path in (undisturbed(f"classifier {options}", arguments), run))
+    del whole["metrics.csv"], resumed["metrics.csv"]  # has the means of both parts of the epoch
+    assert difference(whole, resumed) is None
 
 
 def test_prolonged(tiny_ferplus: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -126,6 +127,16 @@ def test_reported_figures_follow_from_the_predictions(finished: Path) -> None:
         if split == "val":  # the best epoch's checkpoint is what was tested
             logged = [float(row["val/acc"]) for row in read_csv(finished / "metrics.csv") if row["val/acc"]]
             assert figures["acc"] == pytest.approx(max(logged))
+
+
+def test_without_a_best_checkpoint_the_other_is_named(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(finished, tmp_path / "run")
+    (run / "checkpoints" / "best.ckpt").unlink()
+    run_test(["--ckpt_path", str(run)])
+    assert f"warning: {run} has no best.ckpt; testing latest.ckpt" in capsys.readouterr().err
+    assert json.loads((run / "metrics_test.json").read_text())["checkpoint"] == "latest.ckpt"
 
 
 def test_same_seed_same_weights(finished: Path, tiny_ferplus: Path, tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ def refused(command: object, args: list[str], capsys: pytest.CaptureFixture[str]
     assert "SUPERFER_RUN_FOLDER" not in os.environ
     message = capsys.readouterr().err
     assert "Traceback" not in message and message.count("error:") == 1
+    assert message.splitlines()[-1].startswith("error: ") and "usage:" not in message
     return message
 
 
@@ -69,6 +70,9 @@ def test_a_reason_beside_types_that_did_not_apply_is_not_lost(
         (["--data.rot=x"], "Option 'rot' is not accepted"),
         (["--data.upscaler=bilinaer"], "bilinaer"),
         (["--config=missing.yaml"], "missing.yaml"),
+        (["--trainer.max_epochs=few"], "trainer.max_epochs"),
+        (["--best.save_top_k=2"], "best.save_top_k is 2, expected 1"),
+        (["--best.filename=step-{step}"], "best.filename is 'step-{step}', expected 'best'"),
         (["--data.root=nowhere"], "nowhere: no such folder"),
         (["--data.batch_size=1000"], "batch_size is 1000, expected at most the"),
         (
