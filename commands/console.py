@@ -3,6 +3,7 @@
 import argparse
 import ctypes
 import logging
+import shlex
 import sys
 import warnings
 from argparse import ArgumentError
@@ -132,7 +133,7 @@ def _how_to_go_on(trainer: "L.Trainer") -> str:
     if trainer.state.fn != "fit":
         return "give the same command again"
     if any(folder.glob("checkpoints/*.ckpt")):
-        return f"resume with --resume {folder}"
+        return f"resume with --resume {shlex.quote(str(folder))}"
     return "nothing was trained yet, give the same command again"
 
 
@@ -147,4 +148,4 @@ def _close(trainer: "L.Trainer", exit_code: int) -> None:
     print(f"run folder: {folder}", flush=True)
     wandb.finish(exit_code=exit_code)
     if any(folder.glob("wandb/offline-run-*")):
-        print(f"to upload to W&B: wandb sync {folder}/wandb/offline-run-*", flush=True)
+        print(f"to upload to W&B: wandb sync {shlex.quote(str(folder))}/wandb/offline-run-*", flush=True)

@@ -45,6 +45,7 @@ def upscale(args: Sequence[str] | None = None) -> Path | None:
         return upscale_folder(words)
     # Not at the top: the processes that upscale a folder start in half the time without Lightning.
     from commands.cli import SuperFERCLI
+    from run_state.preemption import EXIT_REQUEUE, PreemptedError, Preemption
 
     with refusals():
         cli = SuperFERCLI("upscale", words)
@@ -52,7 +53,12 @@ def upscale(args: Sequence[str] | None = None) -> Path | None:
         cli.datamodule.check("upscale")
         trainer = cli.instantiate_trainer(logger=False, callbacks=[])
         cli.datamodule.check_device(trainer.strategy.root_device)
-        trainer.predict(cli.model, datamodule=cli.datamodule)  # the data module fills its cache on every device
+        try:
+            with Preemption().listening(trainer):
+                trainer.predict(cli.model, datamodule=cli.datamodule)  # the data module fills its cache on every device
+        except PreemptedError:
+            print("preempted; give the same command again: the cache keeps what is done", file=sys.stderr, flush=True)
+            raise SystemExit(EXIT_REQUEUE) from None
     folder: Path | None = cli.datamodule.cache_folder
     if trainer.is_global_zero:
         print(f"upscaled images: {folder}" if folder else f"{cli.datamodule.upscaler.name} needs no cache")

@@ -1,4 +1,7 @@
-"""Write the checkpoint from which a run resumes, whole or not at all, and find the newest that is intact."""
+"""Write the checkpoint from which a run resumes, whole or not at all, and find the newest that is intact.
+
+The order of events in a start, a kill and a resume: `run_state/__init__.py`.
+"""
 
 import io
 import os
@@ -37,7 +40,7 @@ class LatestCheckpoint(Checkpoint):
 
     Args:
         minutes: bounds the work that is lost with a killed process.
-        dirpath: the folder; set by the command line.
+        dirpath: the folder; set by the program.
 
     Raises:
         ValueError: `minutes` is negative.

@@ -1,4 +1,7 @@
-"""The run in Weights & Biases that belongs to a run folder."""
+"""The run in Weights & Biases that belongs to a run folder.
+
+Its configuration comes from `run_state.record`, its pictures from `callbacks.face_strip`; metrics are what modules log.
+"""
 
 import os
 import uuid

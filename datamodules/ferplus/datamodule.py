@@ -69,10 +69,10 @@ class FERPlusDataModule(ResumableDataModule):
         batch_size: Images in a batch over all devices.
         input_size: Side S of the images served, 8 to 384 pixels; below 384 they are reduced with antialiasing.
         early_size: Side of the training images in the first epochs, which are cheaper then (progressive resizing).
-        early_epochs: Number of these epochs.
+        early_epochs: Number of epochs at `early_size`.
         num_workers: Processes that prepare batches, per device.
         augment: Change training images at random.
-        augmentation: How.
+        augmentation: The random changes.
         seed: Seed of order, augmentation and drawn labels.
         cache_dir: Where upscaled images are kept; by default beside the data.
         test_split: The split that testing runs on.

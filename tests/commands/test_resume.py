@@ -13,6 +13,7 @@ import wandb
 
 from commands.test import test as run_test
 from commands.train import train
+from commands.upscale import upscale
 from datamodules.ferplus.datamodule import FERPlusDataModule
 from storage.checkpoints import read_checkpoint
 from tests.stopping import KilledError, Stop
@@ -141,6 +142,16 @@ def test_preempted_before_the_first_batch(tiny_ferplus: Path, tmp_path: Path, mo
     assert stopped.value.code == 75
     (run,) = tmp_path.glob("*/*")
     assert json.loads((run / "run.json").read_text())["status"] == "preempted"
+
+
+def test_preempted_while_a_cache_is_filled_ahead_of_time(
+    tiny_ferplus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = classifier_args(tiny_ferplus, tmp_path, f"--data.cache_dir={tmp_path / 'cache'}")
+    with pytest.raises(SystemExit) as stopped:
+        upscale([*arguments, "--data.upscaler=tests.stopping.Preempted"])
+    assert stopped.value.code == 75 and "preempted; give the same command again" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL and not list(tmp_path.glob("cache/*/*.npy"))
 
 
 def test_wandb_hears_of_a_preemption(tiny_ferplus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
