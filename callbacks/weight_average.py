@@ -7,7 +7,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import WeightAveraging
 
-from run_state.lightning_internals import average_model
+from run_state.lightning_internals import average_model, blend
 
 
 class WeightAverage(WeightAveraging):
@@ -52,7 +52,7 @@ class WeightAverage(WeightAveraging):
                 weights.append(weight)
             else:
                 average.copy_(weight)
-        torch._foreach_copy_(averages, torch._foreach_lerp(weights, averages, share))
+        blend(averages, weights, share)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Do nothing yet: the checkpoint that is written at the end keeps the weights in training, too."""

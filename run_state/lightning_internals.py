@@ -1,9 +1,11 @@
 """The private attributes of other packages that this project depends on: each in a function with a test of its own."""
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.strategies import DDPStrategy, Strategy
+from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 
@@ -35,6 +37,11 @@ def average_model(averaging: WeightAveraging) -> AveragedModel:
     model = averaging._average_model
     assert model is not None
     return model
+
+
+def blend(averages: list[Tensor], weights: list[Tensor], share: float) -> None:
+    """Set each average to `share` of itself and the rest of its weight, all tensors in one launch."""
+    torch._foreach_copy_(averages, torch._foreach_lerp(weights, averages, share))
 
 
 def drop_anonymous(logger: WandbLogger) -> None:

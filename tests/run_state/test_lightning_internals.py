@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.loggers import WandbLogger
@@ -81,6 +82,13 @@ def test_the_average_is_a_copy_of_the_module(tmp_path: Path) -> None:
     averaging, look, module = WeightAveraging(), Look(), BoringModel()
     trainer(tmp_path, averaging, look).fit(module)
     assert look.names == [name for name, _ in module.named_parameters()]
+
+
+def test_averages_are_blended_in_place() -> None:
+    averages, weights = [torch.zeros(2), torch.ones(1)], [torch.ones(2), torch.tensor([3.0])]
+    kept = averages[0]
+    internals.blend(averages, weights, 0.75)
+    assert kept.tolist() == [0.25, 0.25] and averages[1].tolist() == [1.5]
 
 
 def test_anonymous_is_dropped(tmp_path: Path) -> None:
