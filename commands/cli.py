@@ -23,10 +23,10 @@ from commands.console import keep_freed_memory
 from models.bfloat16 import check_bfloat16
 from run_state.checkpoints import AtomicCheckpointIO, LatestCheckpoint
 from run_state.folder import is_child, new_run_folder, share_with_children, started_processes
+from run_state.may_differ import INITIAL_WEIGHTS
 from run_state.metrics_csv import MetricsCSV
 from run_state.process_state import ProcessState
 from run_state.record import RunRecord, check_same_data
-from run_state.settings import INITIAL_WEIGHTS
 from run_state.wandb_run import WandbMode, make_wandb_logger, wandb_mode
 
 Command = Literal["train", "test", "upscale"]

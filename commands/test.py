@@ -7,7 +7,7 @@ from pathlib import Path
 from commands.cli import SuperFERCLI
 from commands.console import Parser, finishing, quieten, refusals
 from run_state.folder import find_checkpoint, find_run, read_record
-from run_state.settings import refuse_changes
+from run_state.may_differ import refuse_changes
 from storage.checkpoints import read_checkpoint
 
 _ONE_DEVICE = ("--trainer.devices=1", "--trainer.num_nodes=1", "--trainer.strategy=auto")  # exact and simple

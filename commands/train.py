@@ -13,8 +13,8 @@ from commands.cli import SuperFERCLI
 from commands.console import Parser, finishing, quieten, refusals, refuse
 from run_state.checkpoints import newest_intact
 from run_state.folder import NEWEST_FIRST, find_checkpoint, find_run, lock, newest_run
+from run_state.may_differ import refuse_changes
 from run_state.metrics_csv import cut_back
-from run_state.settings import refuse_changes
 from storage.atomic import remove_leftovers
 
 

@@ -1,1 +1,1 @@
-"""Comparing finished runs."""
+"""Comparing finished runs; which settings may differ between arms is in `run_state/may_differ.py`."""

@@ -19,7 +19,7 @@ from comparison.statistics import (
     welch_difference,
     wilson_interval,
 )
-from run_state.settings import flatten, may_differ
+from run_state.may_differ import flatten, may_differ
 
 Arms = dict[str, list[Run]]
 
@@ -119,7 +119,7 @@ def verdict(difference: Difference) -> str:
 
 
 def config_differences(runs: Sequence[Run]) -> list[str]:
-    """Say in which settings the runs differ although they should not (`run_state.settings`), one line per setting."""
+    """Say in which settings the runs differ although they should not (`run_state.may_differ`), one line per setting."""
     flat = {run.folder: flatten(run.config) for run in runs}
     lines = []
     for key in sorted(set().union(*flat.values())):

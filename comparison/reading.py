@@ -1,7 +1,7 @@
 """Read run folders, and refuse what cannot be compared.
 
 A run folder holds `run.json`, `config.yaml` and `metrics.csv` from training, and `metrics_{split}.json` with
-`predictions_{split}.csv` for every tested split.
+`predictions_{split}.csv` for every tested split. Which settings may differ between arms: `run_state/may_differ.py`.
 """
 
 import csv

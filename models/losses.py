@@ -32,7 +32,7 @@ def multi_target_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def heatmap_loss(heatmaps: list[Tensor], target: Tensor) -> Tensor:
-    """MSE of T heatmaps B,K,S,S, summed over the steps; float32 scalar."""
+    """Landmark loss: MSE of T heatmaps B,K,S,S, summed over the steps; float32 scalar."""
     return torch.stack([mse_loss(maps.float(), target) for maps in heatmaps]).sum()
 
 

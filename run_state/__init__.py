@@ -14,7 +14,7 @@ goes with the process, and the last checkpoint is at most ten minutes of trainin
 the next step, or end a validation at once, without saving; the exit code is 75.
 
 **A resume.** `commands.train` finds the run and locks it before it looks at anything that another process could
-change. It then refuses settings that must not differ (`settings`) and other data (`record`), takes the newest
+change. It then refuses settings that must not differ (`may_differ`) and other data (`record`), takes the newest
 checkpoint that is intact, and cuts `metrics.csv` back to it: those rows will be logged again. Lightning restores
 weights, optimisers and loops; `data_position` serves the batches that are left; `process_state` puts the rest back
 when training starts, after everything that draws random numbers before.

@@ -1,5 +1,7 @@
 """Give the machine back when a scheduler asks for it, without losing work.
 
+The order of events in a start, a kill and a resume: `run_state/__init__.py`.
+
 Lightning's own handlers end with exit code 0, may not save, and broadcast in the middle of other collective operations.
 """
 

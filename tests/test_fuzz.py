@@ -27,8 +27,8 @@ from datamodules.ferplus.table import open_table
 from datamodules.image_folder import UpscaleTask, largest_first, read_batches
 from models.dic import DIC
 from run_state.folder import read_record, share_with_children
+from run_state.may_differ import changed_settings
 from run_state.metrics_csv import cut_back
-from run_state.settings import changed_settings
 from storage.checkpoints import CheckpointError, read_checkpoint
 from storage.pickles import load_plain_pickle
 from tests.comparison.test_compare import right_except, write_run

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from run_state.settings import MAY_DIFFER, Purpose, changed_settings, flatten, may_differ, refuse_changes
+from run_state.may_differ import MAY_DIFFER, Purpose, changed_settings, flatten, may_differ, refuse_changes
 
 RUN: dict[str, Any] = {
     "seed_everything": 0,
