@@ -17,7 +17,7 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
-from run_state.folder import NEWEST_FIRST, find_checkpoint
+from run_state.folder import NEWEST_FIRST, checkpoints, find_checkpoint
 from run_state.preemption import PreemptedError, Preemption
 from storage.atomic import write_atomically
 from storage.checkpoints import CheckpointError, read_checkpoint
@@ -179,7 +179,7 @@ def newest_intact(run: Path) -> ResumePoint:
         FileNotFoundError: There is none.
         storage.checkpoints.CheckpointError: All are damaged.
     """
-    present = [path for name in NEWEST_FIRST if (path := run / "checkpoints" / name).is_file()]
+    present = checkpoints(run)
     for checkpoint in present:
         try:
             content = read_checkpoint(checkpoint)

@@ -54,6 +54,11 @@ def find_checkpoint(path: str | Path, names: Sequence[str] = ("best.ckpt", "late
     raise FileNotFoundError(f"no checkpoint: looked for {' and '.join(map(str, files))}{_runs_inside(path)}")
 
 
+def checkpoints(run: Path) -> list[Path]:
+    """Return the checkpoints that a run can be resumed from, newest first."""
+    return [path for name in NEWEST_FIRST if (path := run / "checkpoints" / name).is_file()]
+
+
 def _runs_inside(path: Path) -> str:
     """Point at the runs of an experiment's folder that was given instead of one of them."""
     runs = sorted(folder.parent.name for folder in path.glob("*/config.yaml")) if path.is_dir() else []
@@ -81,8 +86,7 @@ def newest_run(experiment: Path, seed: int, settings: Mapping[str, Any], allowed
     candidates = [
         path.parent
         for path in sorted(experiment.glob(f"*_s{seed}/config.yaml"), key=lambda path: path.stat().st_mtime)
-        if any((path.parent / "checkpoints" / name).is_file() for name in NEWEST_FIRST)
-        and _chosen_folder() in (None, path.parent.resolve())
+        if checkpoints(path.parent) and _chosen_folder() in (None, path.parent.resolve())
     ]
     for run in reversed(candidates):
         try:
@@ -118,7 +122,7 @@ def new_run_folder(root: str | Path, experiment: str, seed: int, restarted: bool
     job = _job()
     if job:
         folder = parent / f"{job}_s{seed}"
-        resumable = any((folder / "checkpoints" / name).is_file() for name in NEWEST_FIRST)
+        resumable = bool(checkpoints(folder))
         # run.json is written once all processes of a job are past this point.
         if (folder / "run.json").is_file() and (resumable or not restarted):
             raise ValueError(f"{folder} holds a run of this job already; resume it with --resume {folder}")
