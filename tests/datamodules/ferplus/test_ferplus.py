@@ -85,7 +85,7 @@ def few(tmp_path: Path) -> Path:
     return write_folders(tmp_path, MIXED)
 
 
-def test_batches_hold_what_the_design_says(few: Path) -> None:
+def test_what_a_batch_holds(few: Path) -> None:
     data = module(few, batch_size=3, input_size=384, augment=False, label_mode="crossentropy")
     (batch,) = batches(data)
     assert {name: (value.dtype, tuple(value.shape)) for name, value in batch.items()} == {
