@@ -1,7 +1,9 @@
 """Checkpoints appear whole or not at all, and the newest that is intact is found."""
 
 import errno
+import itertools
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -89,10 +91,13 @@ def test_full_disk_stops_the_run_and_leaves_the_earlier_checkpoint(
     assert difference(outcome(whole), outcome(run)) is None
 
 
-def test_saved_when_an_epoch_begins_and_at_the_end_but_not_in_between(
-    tiny_ferplus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("seconds", "expected"), [(199, [0, 4, 8]), (200, [0, 3, 4, 7, 8])])
+def test_saved_when_an_epoch_begins_at_the_end_and_every_ten_minutes(
+    seconds: int, expected: list[int], tiny_ferplus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ten minutes have not passed."""
+    """The clock moves by `seconds` whenever it is read: once a batch, and once a checkpoint."""
+    clock = itertools.count(0, seconds)
+    monkeypatch.setattr("run_state.checkpoints.time", SimpleNamespace(monotonic=lambda: next(clock)))
     saved: list[int] = []
     save = AtomicCheckpointIO.save_checkpoint
 
@@ -105,4 +110,4 @@ def test_saved_when_an_epoch_begins_and_at_the_end_but_not_in_between(
 
     monkeypatch.setattr(AtomicCheckpointIO, "save_checkpoint", note)
     train(classifier_args(tiny_ferplus, tmp_path, TINY, *WHOLE))
-    assert saved == [0, 4, 8]
+    assert saved == expected
