@@ -1,4 +1,4 @@
-"""Write down what a run is: its configuration, identity, software and data, in its folder and in W&B."""
+"""Write down what a run is, in its folder: its configuration, identity, software and data."""
 
 import contextlib
 import hashlib
@@ -8,17 +8,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import yaml
-from lightning.pytorch.loggers import WandbLogger
 
 from run_state.folder import find_checkpoint, read_record
 from run_state.preemption import PreemptedError
-from run_state.wandb_run import run_id
+from run_state.wandb_run import wandb_identity
 from storage.atomic import write_atomically
 
 _PACKAGES = ("lightning", "torch", "torchvision", "torchmetrics", "wandb", "albumentations", "numpy", "jsonargparse")
@@ -53,7 +52,7 @@ class RunRecord(L.Callback):
     """Write `config.yaml` and `run.json` when a training starts, and how it ended when it ends.
 
     The W&B run id is there from the start, so that a killed run can be resumed under the same id. A test leaves both
-    files as they are; its run in W&B gets their content too.
+    files as they are.
 
     Args:
         config: the configuration, as YAML.
@@ -67,22 +66,13 @@ class RunRecord(L.Callback):
         if not trainer.is_global_zero:
             return
         folder = Path(trainer.default_root_dir)
-        logger = next((logger for logger in trainer.loggers if isinstance(logger, WandbLogger)), None)
         earlier = read_record(folder) if (folder / "run.json").is_file() else {}
         if stage == "fit":
-            self._record = self._describe(trainer, pl_module, logger, earlier)
+            self._record = self._describe(trainer, pl_module, earlier)
             write_atomically(folder / "config.yaml", self.config)
             self._write(trainer)
-        if logger:
-            content = {
-                "config": yaml.safe_load(self.config),
-                "run": {**(self._record or earlier), "folder": folder.name},
-            }
-            logger.experiment.config.update(content, allow_val_change=True)
 
-    def _describe(
-        self, trainer: L.Trainer, module: L.LightningModule, logger: WandbLogger | None, earlier: Mapping[str, Any]
-    ) -> dict[str, Any]:
+    def _describe(self, trainer: L.Trainer, module: L.LightningModule, earlier: Mapping[str, Any]) -> dict[str, Any]:
         data = trainer.datamodule  # type: ignore[attr-defined]
         config = yaml.safe_load(self.config)
         weights = {
@@ -92,7 +82,7 @@ class RunRecord(L.Callback):
         return {
             "experiment": config["experiment"],
             "seed": config["seed_everything"],
-            "wandb_id": logger.version if logger else run_id(Path(trainer.default_root_dir)),
+            **wandb_identity(earlier),
             **software_state(),
             **data_identity(data),
             "synthetic": data.synthetic,
@@ -145,8 +135,15 @@ def software_state() -> dict[str, object]:
     return {
         "git_commit": _git("rev-parse", "HEAD"),
         "git_dirty": None if changes is None else bool(changes),
-        "versions": {name: version(name) for name in _PACKAGES} | {"python": platform.python_version()},
+        "versions": {name: _version(name) for name in _PACKAGES} | {"python": platform.python_version()},
     }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # wandb may be left out
+        return None
 
 
 def _git(*words: str) -> str | None:
