@@ -5,6 +5,7 @@
 For runs that were trained offline or without network, or killed. W&B has every row once, however often this is called.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -19,6 +20,7 @@ def upload(args: Sequence[str] | None = None) -> int:
     parser = Parser(prog="superfer upload", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("runs", nargs="+", metavar="RUN", help="runs/<experiment>/<time>_s<seed>")
     options = parser.parse_args(args)
+    os.environ["WANDB_MODE"] = "online"  # also where trainings of this shell are offline
     with refusals():
         runs = [find_run(name) for name in options.runs]
         require_key()
