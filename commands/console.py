@@ -4,6 +4,7 @@ import argparse
 import ctypes
 import logging
 import shlex
+import signal
 import sys
 import warnings
 from argparse import ArgumentError
@@ -12,7 +13,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from commands.ending import EXIT_INTERRUPTED, fail, one_line, stop
 from run_state.folder import checkpoints, share_with_children
+from run_state.preemption import EXIT_REQUEUE, PreemptedError
+from storage.shortage import is_shortage
 
 if TYPE_CHECKING:  # Lightning and W&B take seconds to import, which the processes that upscale a folder do not need
     import lightning as L
@@ -31,6 +35,10 @@ _HARMLESS_WARNINGS = (
     ".*Total length of `list` across ranks is zero.*",
 )
 _HARMLESS_MESSAGES = ("litlogger", "to estimate number of stepping batches")
+
+
+# A symbolic link to itself is a RuntimeError, a package that a setting needs an ImportError.
+_OF_THE_INPUT = (ValueError, TypeError, OSError, ArgumentError, ImportError, OverflowError, RuntimeError)
 
 
 def quieten() -> None:
@@ -63,7 +71,7 @@ def keep_freed_memory() -> None:
 
 def refuse(error: object) -> NoReturn:
     """Print one line and exit with code 2."""
-    print("error: " + " ".join(str(error).split()), file=sys.stderr)
+    print(f"error: {one_line(error)}", file=sys.stderr)
     raise SystemExit(2)
 
 
@@ -73,10 +81,10 @@ def refusals() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        from lightning.pytorch.utilities.exceptions import MisconfigurationException
-
         share_with_children(None)
-        if not isinstance(error, ValueError | TypeError | OSError | ArgumentError | MisconfigurationException):
+        if is_shortage(error):
+            fail(error)
+        if not isinstance(error, _OF_THE_INPUT) and type(error).__name__ != "MisconfigurationException":  # Lightning's
             raise
         cause: BaseException = error
         while str(cause).startswith("Does not validate against") and cause.__cause__:
@@ -106,7 +114,6 @@ def finishing(trainer: "L.Trainer") -> Iterator[None]:
 
     from datamodules.upscalers import UpscalerError
     from run_state.checkpoints import LatestCheckpoint
-    from run_state.preemption import EXIT_REQUEUE, PreemptedError
 
     latest = next(callback for callback in trainer.callbacks if isinstance(callback, LatestCheckpoint))  # type: ignore[attr-defined]
     exit_code = 1
@@ -114,17 +121,22 @@ def finishing(trainer: "L.Trainer") -> Iterator[None]:
         try:
             yield
             exit_code = 0
-        except PreemptedError:
+        except PreemptedError as signalled:
             exit_code = EXIT_REQUEUE
-            print(f"preempted; {_how_to_go_on(trainer)}", file=sys.stderr, flush=True)
             if wandb.run is not None:
                 wandb.run.mark_preempting()
-            raise SystemExit(EXIT_REQUEUE) from None
+            stop(signalled, _how_to_go_on(trainer))
+        except SystemExit as error:  # as Lightning ends after Ctrl-C, and ignores further ones from then on
+            if not isinstance(error.__context__, KeyboardInterrupt):
+                raise
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            exit_code = EXIT_INTERRUPTED
+            stop(error.__context__, _how_to_go_on(trainer))
         except UpscalerError as error:
             refuse(error)
         finally:
             latest.preemption.deferred = False
-            with suppress(PreemptedError):
+            with suppress(PreemptedError, KeyboardInterrupt):
                 _close(trainer, exit_code)
 
 

@@ -3,9 +3,11 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from commands.cli import SuperFERCLI
 from commands.console import Parser, finishing, quieten, refusals
+from commands.ending import orderly
 from run_state.folder import find_checkpoint, find_run, read_record
 from run_state.may_differ import refuse_changes
 from storage.checkpoints import read_checkpoint
@@ -13,6 +15,7 @@ from storage.checkpoints import read_checkpoint
 _ONE_DEVICE = ("--trainer.devices=1", "--trainer.num_nodes=1", "--trainer.strategy=auto")  # exact and simple
 
 
+@orderly()
 def test(args: Sequence[str] | None = None) -> Path:
     """Test a checkpoint on one split: `--ckpt_path RUN_OR_FILE [--split train|val|test]`, then any overrides.
 
@@ -31,6 +34,7 @@ def test(args: Sequence[str] | None = None) -> Path:
         if options.ckpt_path is None and {"-h", "--help"} & set(arguments):
             SuperFERCLI("test", ["--help"])
         run, checkpoint = _find_tested(options.ckpt_path)
+        TemporaryFile(dir=run).close()  # fails now if nothing can be written, not after the test
         config = ["--config", str(run / "config.yaml"), *_ONE_DEVICE, f"--data.test_split={options.split}"]
         cli = SuperFERCLI("test", [*config, *arguments])
         if cli.config.trainer.fast_dev_run or cli.config.trainer.limit_test_batches is not None:

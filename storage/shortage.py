@@ -1,0 +1,22 @@
+"""Errors of a machine that has too little of something, which neither the input nor the program is to blame for."""
+
+import errno
+import re
+
+_CODES = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
+# PyTorch and its libraries say it in a RuntimeError.
+_MEMORY = re.compile("allocate memory|out of memory|bad_alloc|ALLOC_FAILED|killed by signal", re.IGNORECASE)
+_OTHER = re.compile("No space left|Too many open files|ancdata|can't start new thread")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether the memory, of this machine or of a GPU, was too small."""
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(_MEMORY.search(str(error))))
+
+
+def is_shortage(error: BaseException) -> bool:
+    """Return whether memory, room on a disk, open files or threads ran out."""
+    if isinstance(error, OSError) and error.errno in _CODES:
+        return True
+    said_so = isinstance(error, OSError | RuntimeError) and bool(_OTHER.search(str(error)))
+    return said_so or is_out_of_memory(error)
