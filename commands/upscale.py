@@ -177,7 +177,7 @@ def upscale_share(
                 list(written)  # raises what a thread has raised; at most two batches are in memory
                 written = pool.map(lambda one: write_upscaled(one[0], one[1], generator), upscaled)
             list(written)
-    except (ValueError, OSError, RuntimeError, MemoryError) as error:
-        if isinstance(error, RuntimeError | MemoryError) and not is_shortage(error):
+    except Exception as error:
+        if not isinstance(error, ValueError | OSError) and not is_shortage(error):
             raise
         fail(error)
