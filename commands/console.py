@@ -4,7 +4,6 @@ import argparse
 import ctypes
 import logging
 import shlex
-import signal
 import sys
 import warnings
 from argparse import ArgumentError
@@ -13,10 +12,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from commands.ending import EXIT_INTERRUPTED, fail, one_line, stop
+from commands.ending import EXIT_INTERRUPTED, fail, is_interruption, one_line, stop
 from run_state.folder import checkpoints, share_with_children
 from run_state.preemption import EXIT_REQUEUE, PreemptedError
-from storage.shortage import is_shortage
+from storage.shortage import find_shortage
 
 if TYPE_CHECKING:  # Lightning and W&B take seconds to import, which the processes that upscale a folder do not need
     import lightning as L
@@ -34,7 +33,7 @@ _HARMLESS_WARNINGS = (
     ".*module\\(s\\) in eval mode at the start of training.*",  # frozen features
     ".*Total length of `list` across ranks is zero.*",
 )
-_HARMLESS_MESSAGES = ("litlogger", "to estimate number of stepping batches")
+_HARMLESS_MESSAGES = ("litlogger", "Detected KeyboardInterrupt", "to estimate number of stepping batches")
 
 
 # A symbolic link to itself is a RuntimeError, a package that a setting needs an ImportError.
@@ -82,8 +81,8 @@ def refusals() -> Iterator[None]:
         yield
     except Exception as error:
         share_with_children(None)
-        if is_shortage(error):
-            fail(error)
+        if shortage := find_shortage(error):
+            fail(shortage)
         if not isinstance(error, _OF_THE_INPUT) and type(error).__name__ != "MisconfigurationException":  # Lightning's
             raise
         cause: BaseException = error
@@ -126,12 +125,11 @@ def finishing(trainer: "L.Trainer") -> Iterator[None]:
             if wandb.run is not None:
                 wandb.run.mark_preempting()
             stop(signalled, _how_to_go_on(trainer))
-        except SystemExit as error:  # as Lightning ends after Ctrl-C, and ignores further ones from then on
-            if not isinstance(error.__context__, KeyboardInterrupt):
+        except SystemExit as end:
+            if not is_interruption(end):
                 raise
-            signal.signal(signal.SIGINT, signal.default_int_handler)
             exit_code = EXIT_INTERRUPTED
-            stop(error.__context__, _how_to_go_on(trainer))
+            stop(KeyboardInterrupt(), _how_to_go_on(trainer))
         except UpscalerError as error:
             refuse(error)
         finally:

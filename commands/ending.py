@@ -13,7 +13,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any, NoReturn
 
 from run_state.preemption import EXIT_REQUEUE, PreemptedError, Preemption
-from storage.shortage import is_shortage
+from storage.shortage import find_shortage
 
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 MAX_MESSAGE = 290  # characters, without "error: "
@@ -30,12 +30,15 @@ def orderly() -> Iterator[None]:
             yield
         except (PreemptedError, KeyboardInterrupt) as error:
             stop(error, "give the same command again")
-        except (OSError, FloatingPointError) as error:
-            fail(error)
-        except Exception as error:
-            if not is_shortage(error):
+        except SystemExit as end:
+            if not is_interruption(end):
                 raise
-            fail(error)
+            stop(KeyboardInterrupt(), "give the same command again")
+        except Exception as error:
+            shortage = find_shortage(error)
+            if not shortage and not isinstance(error, OSError | FloatingPointError):
+                raise
+            fail(shortage or error)
 
 
 @contextmanager
@@ -46,7 +49,7 @@ def importing() -> Iterator[None]:
         return
     earlier = signal.getsignal(signal.SIGINT)
     if earlier is not signal.SIG_IGN:  # as shells have it for jobs in the background
-        signal.signal(signal.SIGINT, lambda *_: os._exit(EXIT_INTERRUPTED))
+        signal.signal(signal.SIGINT, lambda *_: os._exit(os.write(2, b"interrupted\n") and EXIT_INTERRUPTED))
     try:
         yield
     finally:
@@ -64,6 +67,14 @@ def stop(reason: BaseException, how_to_go_on: str) -> NoReturn:
     interrupted = isinstance(reason, KeyboardInterrupt)
     print(f"{'interrupted' if interrupted else 'preempted'}; {how_to_go_on}", file=sys.stderr, flush=True)
     raise SystemExit(EXIT_INTERRUPTED if interrupted else EXIT_REQUEUE) from None
+
+
+def is_interruption(end: SystemExit) -> bool:
+    """Return whether this is how Lightning ends after Ctrl-C; ends its ignoring of further ones."""
+    if end.code != 1 or not isinstance(end.__context__, KeyboardInterrupt):
+        return False
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    return True
 
 
 def fail(error: BaseException) -> NoReturn:

@@ -27,7 +27,7 @@ from datamodules.upscaled_images import check_origins, is_upscaled, upscale_batc
 from datamodules.upscalers import DICUpscaler, UpscalerError
 from models.tiling import pixels_at_once
 from run_state.folder import find_checkpoint
-from storage.shortage import is_shortage
+from storage.shortage import find_shortage
 
 FOLDER_OPTIONS = ("--images", "--out", "--ckpt_path")  # any of them asks for a folder, not for a data set
 
@@ -178,6 +178,6 @@ def upscale_share(
                 written = pool.map(lambda one: write_upscaled(one[0], one[1], generator), upscaled)
             list(written)
     except Exception as error:
-        if not isinstance(error, ValueError | OSError) and not is_shortage(error):
+        if not isinstance(error, ValueError | OSError) and not find_shortage(error):
             raise
         fail(error)

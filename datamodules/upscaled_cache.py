@@ -97,7 +97,7 @@ class UpscaledCache:
         if needed > free:
             raise OSError(
                 errno.ENOSPC,
-                f"{self.folder}: free space is {free / 1e9:.1f} GB, expected at least {needed / 1e9:.1f} GB for the "
+                f"{self.folder}: free space is {free / 1e6:,.0f} MB, expected at least {needed / 1e6:,.0f} MB for the "
                 "upscaled images; cache_dir can name another place",
             )
         own = missing[rank::world_size]

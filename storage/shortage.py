@@ -5,7 +5,9 @@ import re
 
 _CODES = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
 # PyTorch and its libraries say it in a RuntimeError.
-_MEMORY = re.compile("allocate memory|out of memory|bad_alloc|ALLOC_FAILED|killed by signal", re.IGNORECASE)
+_MEMORY = re.compile(
+    "allocate memory|out of memory|bad_alloc|ALLOC_FAILED|could not create a primitive|killed by signal", re.IGNORECASE
+)
 _OTHER = re.compile("No space left|Too many open files|ancdata|can't start new thread")
 
 
@@ -14,9 +16,12 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(_MEMORY.search(str(error))))
 
 
-def is_shortage(error: BaseException) -> bool:
-    """Return whether memory, room on a disk, open files or threads ran out."""
-    if isinstance(error, OSError) and error.errno in _CODES:
-        return True
-    said_so = isinstance(error, OSError | RuntimeError) and bool(_OTHER.search(str(error)))
-    return said_so or is_out_of_memory(error)
+def find_shortage(error: BaseException | None) -> BaseException | None:
+    """Return the error that says that memory, room on a disk, open files or threads ran out: this or an earlier one."""
+    while error:
+        if (isinstance(error, OSError) and error.errno in _CODES) or is_out_of_memory(error):
+            return error
+        if isinstance(error, OSError | RuntimeError) and _OTHER.search(str(error)):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
