@@ -3,9 +3,11 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from commands.cli import SuperFERCLI
 from commands.console import Parser, finishing, print_upload, quieten, refusals
+from commands.ending import orderly
 from run_state.folder import find_checkpoint, find_run, read_record
 from run_state.may_differ import refuse_changes
 from run_state.wandb_run import WandbError, upload, wandb_mode
@@ -14,6 +16,7 @@ from storage.checkpoints import read_checkpoint
 _ONE_DEVICE = ("--trainer.devices=1", "--trainer.num_nodes=1", "--trainer.strategy=auto")  # exact and simple
 
 
+@orderly()
 def test(args: Sequence[str] | None = None) -> Path:
     """Test a checkpoint on one split: `--ckpt_path RUN_OR_FILE [--split train|val|test]`, then any overrides.
 
@@ -32,6 +35,7 @@ def test(args: Sequence[str] | None = None) -> Path:
         if options.ckpt_path is None and {"-h", "--help"} & set(arguments):
             SuperFERCLI("test", ["--help"])
         run, checkpoint = _find_tested(options.ckpt_path)
+        TemporaryFile(dir=run).close()  # fails now if nothing can be written, not after the test
         config = ["--config", str(run / "config.yaml"), *_ONE_DEVICE, f"--data.test_split={options.split}"]
         cli = SuperFERCLI("test", [*config, *arguments])
         if cli.config.trainer.fast_dev_run or cli.config.trainer.limit_test_batches is not None:
@@ -41,18 +45,15 @@ def test(args: Sequence[str] | None = None) -> Path:
         trainer = cli.build(run)
     with finishing(trainer):
         trainer.test(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint, weights_only=True)
-    if mode != "disabled" and not (mode == "online" and _upload(run)):
+    if mode == "online":
+        try:
+            upload(run)
+        except (WandbError, ValueError) as error:  # the latter: it is being trained
+            print(f"warning: {error}", file=sys.stderr, flush=True)
+            mode = "offline"
+    if mode == "offline":
         print_upload(run)
     return run
-
-
-def _upload(run: Path) -> bool:
-    """Put the figures into the training's run in W&B; False if that has to wait."""
-    try:
-        return upload(run)
-    except (WandbError, ValueError) as error:  # the latter: it is being trained
-        print(f"warning: {error}", file=sys.stderr, flush=True)
-        return False
 
 
 def _find_tested(path: str | None) -> tuple[Path, Path]:
