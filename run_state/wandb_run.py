@@ -11,7 +11,7 @@ from typing import Literal
 import wandb
 from lightning.pytorch.loggers import WandbLogger
 
-from run_state.folder import read_record
+from run_state.identity import read_record
 from run_state.lightning_internals import drop_anonymous
 
 PROJECT = "superfer"
