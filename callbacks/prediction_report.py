@@ -8,7 +8,6 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 
 from datamodules.labels import CLASSES
@@ -79,16 +78,6 @@ class PredictionReport(L.Callback):
             "rules": rules,
         }
         write_atomically(folder / f"metrics_{split}.json", json.dumps(report, indent=1) + "\n")
-        figures = {
-            f"test/{split}_{rule}_{subset}_{name}": value
-            for rule, reports in rules.items()
-            for subset, values in reports.items()
-            for name, value in values.items()
-            if isinstance(value, float)
-        }
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                logger.log_metrics(figures)
         main = rules["majority"]["all"]
         if main["n"]:
             images = "synthetic images" if data.synthetic else "images"

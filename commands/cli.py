@@ -14,7 +14,6 @@ import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import Logger
 
 from callbacks.finite_gradients import FiniteGradients
 from callbacks.prediction_report import PredictionReport
@@ -28,7 +27,7 @@ from run_state.may_differ import INITIAL_WEIGHTS
 from run_state.metrics_csv import MetricsCSV
 from run_state.process_state import ProcessState
 from run_state.record import RunRecord, check_same_data
-from run_state.wandb_run import WandbMode, make_wandb_logger, wandb_mode
+from run_state.wandb_run import WandbMirror, WandbMode, wandb_mode
 
 Command = Literal["train", "test", "upscale"]
 _USAGE = {
@@ -174,7 +173,7 @@ class SuperFERCLI(LightningCLI):
         self.datamodule.check(self.command)
         if run:
             check_same_data(run, self.datamodule)
-        mode = wandb_mode()
+        mode = wandb_mode() if self.command == "train" else "disabled"
         new = run is None and not is_child()
         folder = run or new_run_folder(self.config.runs, self.config.experiment, self.seed)
         share_with_children(folder)
@@ -196,12 +195,15 @@ class SuperFERCLI(LightningCLI):
         for name in ("best", "latest"):
             self.config_init[name].dirpath = str(folder.resolve() / "checkpoints")
         settings = self.config_init.trainer
-        loggers = self._loggers(folder, mode)
         own: list[L.Callback] = [RunRecord(self._settings_yaml, checkpoint)]
+        loggers = _as_list(None if isinstance(settings.logger, bool) else settings.logger)
         if not sys.stdout.isatty():
             own.append(TextProgress())
         if self.command == "train":
+            mirror = WandbMirror(folder, online=mode == "online")
+            own += [mirror] if mode != "disabled" and settings.logger is not False else []
             own += [ProcessState(), LearningRateMonitor(logging_interval="step")]  # in this order, see ProcessState
+            loggers.insert(0, MetricsCSV(folder, mirror.send))
         elif checkpoint:
             own.append(PredictionReport(checkpoint))
         return self.instantiate_trainer(
@@ -211,19 +213,6 @@ class SuperFERCLI(LightningCLI):
             callbacks=[*_as_list(settings.callbacks), *own],
             enable_progress_bar=sys.stdout.isatty() and settings.enable_progress_bar is not False,
         )
-
-    def _loggers(self, folder: Path, mode: WandbMode) -> list[Logger]:
-        """`metrics.csv` for training, W&B, and what the configuration adds; with `trainer.logger: false` the first."""
-        configured = self.config_init.trainer.logger
-        loggers: list[Logger] = [MetricsCSV(folder)] if self.command == "train" else []
-        if configured is False:
-            return loggers
-        if mode != "disabled":
-            upscaler = getattr(self.datamodule, "upscaler", None)
-            arm = upscaler.name if upscaler else type(self.model).__name__
-            tags = [arm, *(["synthetic data"] if self.datamodule.synthetic else []), *self.config.tags]
-            loggers.append(make_wandb_logger(folder, self.config.experiment, self.command, tags, mode))
-        return [*loggers, *_as_list(None if configured is True else configured)]
 
     def _check_devices(self) -> None:
         """Refuse devices without a process or an image, and processes that know nothing of each other."""

@@ -102,8 +102,6 @@ def finishing(trainer: "L.Trainer") -> Iterator[None]:
     A scheduler that wants the machine back ends the work; the exit code is 75 then. A signal during the last upload
     cuts it off, and the exit code is that of the work.
     """
-    import wandb
-
     from datamodules.upscalers import UpscalerError
     from run_state.checkpoints import LatestCheckpoint
     from run_state.preemption import EXIT_REQUEUE, PreemptedError
@@ -117,15 +115,12 @@ def finishing(trainer: "L.Trainer") -> Iterator[None]:
         except PreemptedError:
             exit_code = EXIT_REQUEUE
             print(f"preempted; {_how_to_go_on(trainer)}", file=sys.stderr, flush=True)
-            if wandb.run is not None:
-                wandb.run.mark_preempting()
             raise SystemExit(EXIT_REQUEUE) from None
         except UpscalerError as error:
             refuse(error)
         finally:
             latest.preemption.deferred = False
-            with suppress(PreemptedError):
-                _close(trainer, exit_code)
+            _close(trainer, exit_code)
 
 
 def _how_to_go_on(trainer: "L.Trainer") -> str:
@@ -138,14 +133,23 @@ def _how_to_go_on(trainer: "L.Trainer") -> str:
 
 
 def _close(trainer: "L.Trainer", exit_code: int) -> None:
-    """Close W&B, so that the next run of this process is another one."""
-    import wandb
+    """Close W&B, so that the next run of this process is another one; a signal cuts the last upload off."""
+    from run_state.preemption import PreemptedError
+    from run_state.wandb_run import WandbMirror
 
     share_with_children(None)
     if not trainer.is_global_zero:
         return
     folder = Path(trainer.default_root_dir)
     print(f"run folder: {folder}", flush=True)
-    wandb.finish(exit_code=exit_code)
-    if any(folder.glob("wandb/offline-run-*")):
-        print(f"to upload to W&B: wandb sync {shlex.quote(str(folder))}/wandb/offline-run-*", flush=True)
+    for mirror in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(mirror, WandbMirror):
+            with suppress(PreemptedError):
+                mirror.close(exit_code)
+            if not mirror.complete:
+                print_upload(folder)
+
+
+def print_upload(run: Path) -> None:
+    """Say how to send a run to W&B."""
+    print(f"to upload to W&B: superfer upload {shlex.quote(str(run))}", flush=True)

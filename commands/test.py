@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from commands.cli import SuperFERCLI
-from commands.console import Parser, finishing, quieten, refusals
+from commands.console import Parser, finishing, print_upload, quieten, refusals
 from run_state.checkpoints import RunCheckpoint, read_own
 from run_state.folder import find_checkpoint, find_run
 from run_state.identity import read_record
 from run_state.may_differ import refuse_changes
+from run_state.wandb_run import WandbError, upload, wandb_mode
 from storage.atomic import check_writable
 
 _ONE_DEVICE = ("--trainer.devices=1", "--trainer.num_nodes=1", "--trainer.strategy=auto")  # exact and simple
@@ -39,10 +40,22 @@ def test(args: Sequence[str] | None = None) -> Path:
             raise ValueError("trainer.limit_test_batches and fast_dev_run leave images out; a test needs all of them")
         refuse_changes(run, checkpoint.settings, cli.settings, "test")
         check_writable(run)  # now, not when the work is done
+        mode = wandb_mode()
         trainer = cli.build(run, checkpoint)
     with finishing(trainer):
         trainer.test(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint.path, weights_only=True)
+    if mode != "disabled" and not (mode == "online" and _upload(run)):
+        print_upload(run)
     return run
+
+
+def _upload(run: Path) -> bool:
+    """Put the figures into the training's run in W&B; False if that has to wait."""
+    try:
+        return upload(run)
+    except (WandbError, ValueError) as error:  # the latter: it is being trained
+        print(f"warning: {error}", file=sys.stderr, flush=True)
+        return False
 
 
 def _find_tested(path: str | None) -> tuple[Path, RunCheckpoint]:

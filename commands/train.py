@@ -12,8 +12,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from commands.cli import SuperFERCLI
 from commands.console import Parser, finishing, quieten, refusals, refuse
 from run_state.checkpoints import newest_intact
-from run_state.folder import find_run, lock, newest_run, only_auto
-from run_state.identity import detach_copy
+from run_state.folder import NEWEST_FIRST, can_go_on, find_checkpoint, find_run, lock, newest_run, only_auto
+from run_state.identity import detach_copy, read_record
 from run_state.may_differ import read_config, refuse_changes
 from run_state.metrics_csv import cut_back
 from storage.atomic import remove_leftovers
@@ -78,11 +78,14 @@ def _named_run(resume: str | None) -> Path | None:
     """The run folder that `--resume` names, or None.
 
     Raises:
-        FileNotFoundError: There is none, or a file in it is named.
+        FileNotFoundError: There is none, or its checkpoints are gone, or a file in it is named.
+        ValueError: `run.json` is missing or damaged.
     """
     if resume in (None, "auto"):
         return None
     run = find_run(str(resume))
     if not Path(str(resume)).is_dir():
         raise FileNotFoundError(f"--resume {resume}: name the run folder, {run}; its newest checkpoint is taken")
+    if not can_go_on(run, read_record(run)):
+        find_checkpoint(run, NEWEST_FIRST)  # raises: says where it was looked for
     return run

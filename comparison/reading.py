@@ -17,7 +17,7 @@ import numpy as np
 import yaml
 
 from datamodules.labels import CLASSES, SPLITS, Split
-from run_state.folder import read_record
+from run_state.identity import read_record
 
 Rule = Literal["majority", "argmax"]
 Subset = Literal["all", "without_train_duplicates"]

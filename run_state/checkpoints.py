@@ -17,7 +17,7 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
-from run_state.folder import NEWEST_FIRST, can_go_on, checkpoints, find_checkpoint
+from run_state.folder import checkpoints
 from run_state.identity import read_record, sha256
 from run_state.preemption import PreemptedError, Preemption
 from storage.atomic import write_atomically
@@ -201,10 +201,9 @@ def newest_intact(run: Path) -> RunCheckpoint | None:
     """Return the newest checkpoint of a run; name those that are damaged, and take the one before.
 
     Returns:
-        None if the run was stopped before it had one.
+        None if there is none.
 
     Raises:
-        FileNotFoundError: There is none any more.
         storage.checkpoints.CheckpointError: All are damaged.
         ValueError: It is that of another run.
     """
@@ -216,8 +215,6 @@ def newest_intact(run: Path) -> RunCheckpoint | None:
             if checkpoint == present[-1]:
                 raise
             print(f"warning: {error}; resuming from an earlier one", file=sys.stderr, flush=True)
-    if not can_go_on(run, read_record(run)):
-        find_checkpoint(run, NEWEST_FIRST)  # raises: says where it was looked for
     return None
 
 

@@ -1,4 +1,4 @@
-"""Write down what a run is: its configuration, identity, software and data, in its folder and in W&B."""
+"""Write down what a run is, in its folder: its configuration, identity, software and data."""
 
 import contextlib
 import json
@@ -8,21 +8,20 @@ import sys
 import uuid
 from collections.abc import Mapping
 from datetime import datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 import yaml
-from lightning.pytorch.loggers import WandbLogger
 
 from run_state.checkpoints import RunCheckpoint
 from run_state.folder import find_checkpoint
 from run_state.identity import read_record, sha256
 from run_state.may_differ import flatten
 from run_state.preemption import PreemptedError
-from run_state.wandb_run import run_id
+from run_state.wandb_run import wandb_identity
 from storage.atomic import write_atomically
 
 _PACKAGES = ("lightning", "torch", "torchvision", "torchmetrics", "wandb", "albumentations", "numpy", "jsonargparse")
@@ -57,7 +56,7 @@ class RunRecord(L.Callback):
 
     The W&B run id is there from the start, so that a killed run can be resumed under the same id. Every checkpoint
     says whose it is, and which settings it was trained with. A test leaves both files as they are, and so does a resume
-    that finds nothing left to train; a test's run in W&B gets their content too.
+    that finds nothing left to train.
 
     Args:
         config: the configuration, as YAML.
@@ -73,23 +72,14 @@ class RunRecord(L.Callback):
         if not trainer.is_global_zero:
             return
         folder = Path(trainer.default_root_dir)
-        logger = next((logger for logger in trainer.loggers if isinstance(logger, WandbLogger)), None)
         earlier = read_record(folder) if (folder / "run.json").is_file() else {}
         if stage == "fit":
-            self._record = self._describe(trainer, pl_module, logger, earlier)
+            self._record = self._describe(trainer, pl_module, earlier)
             if self.checkpoint is None:
                 self._begin(trainer)  # before a cache is filled: a kill leaves a run that can begin again
-        if logger:
-            content = {
-                "config": yaml.safe_load(self.config),
-                "run": {**(self._record or earlier), "folder": folder.name},
-            }
-            logger.experiment.config.update(content, allow_val_change=True)
 
-    def _describe(
-        self, trainer: L.Trainer, module: L.LightningModule, logger: WandbLogger | None, earlier: Mapping[str, Any]
-    ) -> dict[str, Any]:
-        data, folder, checkpoint = trainer.datamodule, Path(trainer.default_root_dir), self.checkpoint  # type: ignore[attr-defined]
+    def _describe(self, trainer: L.Trainer, module: L.LightningModule, earlier: Mapping[str, Any]) -> dict[str, Any]:
+        data, checkpoint = trainer.datamodule, self.checkpoint  # type: ignore[attr-defined]
         config = yaml.safe_load(self.config)
         weights = {
             name: earlier.get(name) if checkpoint else _identify(config["model"].get("init_args", {}).get(name))
@@ -104,10 +94,10 @@ class RunRecord(L.Callback):
         }
         return {
             "run_id": earlier.get("run_id", uuid.uuid4().hex),
-            "folder": folder.resolve().name,
+            "folder": Path(trainer.default_root_dir).resolve().name,
             "experiment": config["experiment"],
             "seed": config["seed_everything"],
-            "wandb_id": logger.version if logger else run_id(folder),
+            **wandb_identity(earlier),
             **data_identity(data),
             "synthetic": data.synthetic,
             "parameters": sum(parameter.numel() for parameter in module.parameters()),
@@ -148,6 +138,8 @@ class RunRecord(L.Callback):
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._record and not self._begun:
             print(f"{trainer.default_root_dir} is finished: nothing is left to train", flush=True)
+            self._record = read_record(Path(trainer.default_root_dir))
+            self._begun = self._record["status"] != "finished"  # it was killed after its last checkpoint
         self._end(trainer, "finished")
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
@@ -194,7 +186,7 @@ def software_state() -> dict[str, object]:
     return {
         "git_commit": _git("rev-parse", "HEAD"),
         "git_dirty": None if changes is None else bool(changes),
-        "versions": {name: version(name) for name in _PACKAGES} | {"python": platform.python_version()},
+        "versions": {name: _version(name) for name in _PACKAGES} | {"python": platform.python_version()},
     }
 
 
@@ -210,6 +202,13 @@ def conditions(trainer: L.Trainer) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
     }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # wandb may be left out
+        return None
 
 
 def _git(*words: str) -> str | None:
