@@ -18,6 +18,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from callbacks.finite_gradients import FiniteGradients
 from callbacks.prediction_report import PredictionReport
 from callbacks.text_progress import TextProgress
+from callbacks.throughput import Throughput
 from commands.console import keep_freed_memory
 from models.bfloat16 import check_bfloat16
 from run_state.checkpoints import AtomicCheckpointIO, LatestCheckpoint, RunCheckpoint
@@ -196,6 +197,7 @@ class SuperFERCLI(LightningCLI):
             self.config_init[name].dirpath = str(folder.resolve() / "checkpoints")
         settings = self.config_init.trainer
         own: list[L.Callback] = [RunRecord(self._settings_yaml, checkpoint)]
+        own += [Throughput()] if self.command == "train" else []
         loggers = _as_list(None if isinstance(settings.logger, bool) else settings.logger)
         if not sys.stdout.isatty():
             own.append(TextProgress())
