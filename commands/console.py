@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from run_state.folder import checkpoints, share_with_children
+from run_state.folder import share_with_children
 
 if TYPE_CHECKING:  # Lightning and W&B take seconds to import, which the processes that upscale a folder do not need
     import lightning as L
@@ -127,7 +127,7 @@ def _how_to_go_on(trainer: "L.Trainer") -> str:
     folder = Path(trainer.default_root_dir)
     if trainer.state.fn != "fit":
         return "give the same command again"
-    if checkpoints(folder):
+    if (folder / "run.json").is_file():
         return f"resume with --resume {shlex.quote(str(folder))}"
     return "nothing was trained yet, give the same command again"
 

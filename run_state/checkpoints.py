@@ -57,13 +57,19 @@ class LatestCheckpoint(Checkpoint):
         self._stop_requested = self._cut_short = False
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Tell `ModelCheckpoint` where a moved run folder lies now: it forgets the best score of another folder."""
+        """Tell `ModelCheckpoint` where a moved run folder lies now: it forgets the best score of another folder.
+
+        Let it forget the score, too, if `best.ckpt` was written after this checkpoint, or is gone: its score belongs to
+        weights that no longer exist, and the next validation is the best of this way of the training.
+        """
         self._resumed = True
         for best in trainer.checkpoint_callbacks:
             state = checkpoint["callbacks"].get(best.state_key)
             if not isinstance(best, ModelCheckpoint) or self.dirpath is None or state is None:
                 continue
-            if best.dirpath == self.dirpath != state["dirpath"]:
+            if best.dirpath == self.dirpath and not _is_from_before(Path(self.dirpath) / "best.ckpt", checkpoint):
+                checkpoint["callbacks"][best.state_key] = best.state_dict()
+            elif best.dirpath == self.dirpath != state["dirpath"]:
                 earlier, state["dirpath"] = state["dirpath"], self.dirpath
                 for name in ("best_model_path", "kth_best_model_path", "last_model_path"):
                     state[name] = state[name].replace(earlier, self.dirpath, 1)
@@ -150,6 +156,14 @@ class LatestCheckpoint(Checkpoint):
     def _save(self, trainer: L.Trainer) -> None:
         trainer.save_checkpoint(Path(self.dirpath or trainer.default_root_dir) / LATEST, weights_only=False)
         self._saved_at = time.monotonic()
+
+
+def _is_from_before(path: Path, checkpoint: dict[str, Any]) -> bool:
+    try:
+        step = read_checkpoint(path)["global_step"]
+    except (CheckpointError, KeyError, OSError):
+        return False
+    return isinstance(step, int) and step <= int(checkpoint["global_step"])
 
 
 def _refuse_different_places(trainer: L.Trainer) -> None:

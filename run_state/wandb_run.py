@@ -120,7 +120,7 @@ class WandbMirror(L.Callback):
         self._rows = self._sent = 0
         self._best: dict[str, float] = {}
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not (self.online and trainer.is_global_zero):
             return
         try:
