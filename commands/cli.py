@@ -21,8 +21,9 @@ from callbacks.text_progress import TextProgress
 from callbacks.throughput import Throughput
 from commands.console import keep_freed_memory
 from models.bfloat16 import check_bfloat16
-from run_state.checkpoints import AtomicCheckpointIO, LatestCheckpoint
+from run_state.checkpoints import AtomicCheckpointIO, LatestCheckpoint, RunCheckpoint
 from run_state.folder import is_child, new_run_folder, share_with_children, started_processes
+from run_state.identity import is_word
 from run_state.may_differ import INITIAL_WEIGHTS
 from run_state.metrics_csv import MetricsCSV
 from run_state.process_state import ProcessState
@@ -153,29 +154,32 @@ class SuperFERCLI(LightningCLI):
         self.config_init = self.parser.instantiate(config)
         self.datamodule, self.model = self.config_init.data, self.config_init.model
 
-    def build(self, run: Path | None = None, restarted: bool = False) -> L.Trainer:
+    def build(self, run: Path | None = None, checkpoint: RunCheckpoint | None = None) -> L.Trainer:
         """Make module, data and trainer; refuse what cannot work before a folder is made or W&B is started.
 
         Args:
             run: folder of the run to resume or test; None makes a new one.
-            restarted: a new run's job may have been started before.
+            checkpoint: the one to resume from or to test; a run that was stopped before its first begins again.
 
         Raises:
             ValueError: Settings, data and devices do not go together.
         """
-        self.instantiate(follow_weights=run is None)
+        self.instantiate(follow_weights=checkpoint is None)
         if self.config.best.monitor not in self.model.monitored:
             expected = ", ".join(self.model.monitored)
             raise ValueError(f"best.monitor is {self.config.best.monitor!r}, expected one of {expected}")
+        upscaler = getattr(self.datamodule, "upscaler", None)
+        if upscaler and not is_word(upscaler.name):
+            raise ValueError(f"the name of the upscaler is {upscaler.name!r}, expected one plain word")
         self.datamodule.check(self.command)
         if run:
             check_same_data(run, self.datamodule)
         mode = wandb_mode() if self.command == "train" else "disabled"
         new = run is None and not is_child()
-        folder = run or new_run_folder(self.config.runs, self.config.experiment, self.seed, restarted)
+        folder = run or new_run_folder(self.config.runs, self.config.experiment, self.seed)
         share_with_children(folder)
         try:
-            self.trainer = self._trainer_in(folder, mode)
+            self.trainer = self._trainer_in(folder, mode, checkpoint)
             self.model.check(self.datamodule, self.trainer)
             self._check_devices()
             self._check_precision()
@@ -188,11 +192,11 @@ class SuperFERCLI(LightningCLI):
             raise
         return self.trainer
 
-    def _trainer_in(self, folder: Path, mode: WandbMode) -> L.Trainer:
+    def _trainer_in(self, folder: Path, mode: WandbMode, checkpoint: RunCheckpoint | None) -> L.Trainer:
         for name in ("best", "latest"):
             self.config_init[name].dirpath = str(folder.resolve() / "checkpoints")
         settings = self.config_init.trainer
-        own: list[L.Callback] = [RunRecord(self._settings_yaml)]
+        own: list[L.Callback] = [RunRecord(self._settings_yaml, checkpoint)]
         own += [Throughput()] if self.command == "train" else []
         loggers = _as_list(None if isinstance(settings.logger, bool) else settings.logger)
         if not sys.stdout.isatty():
@@ -202,8 +206,8 @@ class SuperFERCLI(LightningCLI):
             own += [mirror] if mode != "disabled" and settings.logger is not False else []
             own += [ProcessState(), LearningRateMonitor(logging_interval="step")]  # in this order, see ProcessState
             loggers.insert(0, MetricsCSV(folder, mirror.send))
-        else:
-            own.append(PredictionReport())
+        elif checkpoint:
+            own.append(PredictionReport(checkpoint))
         return self.instantiate_trainer(
             default_root_dir=str(folder),
             plugins=[*(settings.plugins or []), AtomicCheckpointIO()],

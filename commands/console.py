@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from commands.ending import EXIT_INTERRUPTED, fail, is_interruption, one_line, stop
-from run_state.folder import checkpoints, share_with_children
+from run_state.folder import share_with_children
 from run_state.preemption import EXIT_REQUEUE, PreemptedError
 from storage.shortage import find_shortage
 
@@ -137,7 +137,7 @@ def _how_to_go_on(trainer: "L.Trainer") -> str:
     folder = Path(trainer.default_root_dir)
     if trainer.state.fn != "fit":
         return "give the same command again"
-    if checkpoints(folder):
+    if (folder / "run.json").is_file():
         return f"resume with --resume {shlex.quote(str(folder))}"
     return "nothing was trained yet, give the same command again"
 

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import lightning as L
 import yaml
 
-from run_state.folder import lock, read_record
+from run_state.folder import lock
+from run_state.identity import read_record
 from run_state.metrics_csv import Row, read_rows
 from run_state.preemption import EXIT_REQUEUE
 
@@ -119,7 +120,7 @@ class WandbMirror(L.Callback):
         self._rows = self._sent = 0
         self._best: dict[str, float] = {}
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not (self.online and trainer.is_global_zero):
             return
         try:
@@ -250,7 +251,7 @@ def _config(record: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str,
         "lr": model["optimizer"]["lr"],
         "batch_size": data["batch_size"],
         "epochs": trainer["max_epochs"],
-        "devices": trainer["devices"],
+        "devices": record["starts"][-1]["devices"],
         "data": record["data_fingerprint"],
         "config": settings,
         "run": {name: value for name, value in record.items() if name not in ("status", "ended")},  # W&B has its own

@@ -26,8 +26,9 @@ from datamodules.faces.packed import pack_faces
 from datamodules.ferplus.table import open_table
 from datamodules.image_folder import UpscaleTask, largest_first, read_batches
 from models.dic import DIC
-from run_state.folder import read_record, share_with_children
-from run_state.may_differ import changed_settings
+from run_state.folder import share_with_children
+from run_state.identity import read_record
+from run_state.may_differ import read_config
 from run_state.metrics_csv import cut_back
 from storage.checkpoints import CheckpointError, read_checkpoint
 from storage.pickles import load_plain_pickle
@@ -240,7 +241,7 @@ def test_run_folder(change: Callable[[bytes], bytes], name: str) -> None:
         for read in (
             lambda: read_runs([run]),
             lambda: read_record(run),
-            lambda: changed_settings(run, {}, "resume"),
+            lambda: read_config(run),
             lambda: cut_back(run / "metrics.csv", 2),
         ):
             try:

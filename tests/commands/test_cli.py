@@ -1,10 +1,13 @@
 """Training, testing and continuing through the command line, in this process."""
 
+import errno
+import hashlib
 import json
 import re
 import shutil
 from pathlib import Path
 
+import lightning as L
 import pytest
 import torch
 import wandb
@@ -59,8 +62,33 @@ def test_run_folder(finished: Path, tiny_ferplus: Path) -> None:
     record = json.loads((finished / "run.json").read_text())
     assert record["arm"] == "bilinear" and record["seed"] == 0 and record["status"] == "finished"
     assert record["synthetic"] is True and record["generator_fingerprint"] == "bilinear"
-    assert record["versions"]["torch"] == torch.__version__.split("+")[0]
-    assert {"data_fingerprint", "git_commit", "git_dirty", "started", "ended", "wandb_id"} <= set(record)
+    assert re.fullmatch("[0-9a-f]{32}", record["run_id"]) and record["folder"] == finished.name
+    (start,) = record["starts"]
+    assert start["versions"]["torch"] == torch.__version__.split("+")[0] and start["device"] == "cpu"
+    assert (start["max_epochs"], start["max_steps"], start["checkpoint"]) == (2, -1, None)
+    assert (start["threads"], start["devices"], start["precision"]) == (torch.get_num_threads(), 1, "32-true")
+    assert {"git_commit", "git_dirty", "started", "host", "cpu_capability"} <= set(start)
+    assert {"data_fingerprint", "started", "ended", "wandb_id"} <= set(record)
+
+
+def test_checkpoints_and_results_know_their_run(finished: Path) -> None:
+    record = json.loads((finished / "run.json").read_text())
+    for name in ("best", "latest"):
+        path = finished / "checkpoints" / f"{name}.ckpt"
+        own = torch.load(path, weights_only=True)["run"]
+        assert own.pop("settings") == yaml.safe_load((finished / "config.yaml").read_text())
+        assert own == {key: record[key] for key in own} and own["run_id"] and own["generator_fingerprint"]
+    for split in ("val", "test"):
+        metrics = json.loads((finished / f"metrics_{split}.json").read_text())
+        best = finished / "checkpoints" / "best.ckpt"
+        saved = torch.load(best, weights_only=True)
+        assert metrics["run_id"] == record["run_id"]
+        assert metrics["checkpoint"] == {
+            "name": "best.ckpt",
+            "sha256": hashlib.sha256(best.read_bytes()).hexdigest(),
+            "global_step": saved["global_step"],
+            "epoch": saved["epoch"],
+        }
 
 
 def test_metrics_of_every_epoch(finished: Path) -> None:
@@ -92,7 +120,48 @@ def test_without_a_best_checkpoint_the_other_is_named(
     (run / "checkpoints" / "best.ckpt").unlink()
     run_test(["--ckpt_path", str(run)])
     assert f"warning: {run} has no best.ckpt; testing latest.ckpt" in capsys.readouterr().err
-    assert json.loads((run / "metrics_test.json").read_text())["checkpoint"] == "latest.ckpt"
+    assert json.loads((run / "metrics_test.json").read_text())["checkpoint"]["name"] == "latest.ckpt"
+
+
+@pytest.mark.parametrize("command", ["test", "resume"])
+def test_a_checkpoint_of_another_run_or_an_edited_configuration_is_refused(
+    command: str, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused() -> str:
+        with pytest.raises(SystemExit) as refusal:
+            if command == "test":
+                run_test(["--ckpt_path", str(run)])
+            else:
+                train(["--resume", str(run), "--trainer.max_epochs=3"])
+        assert refusal.value.code == 2
+        return capsys.readouterr().err
+
+    run = shutil.copytree(finished, tmp_path / "run")
+    record, config = (run / "run.json").read_text(), run / "config.yaml"
+    own = json.loads(record)["run_id"]
+    (run / "run.json").write_text(record.replace(own, "0" * 32))
+    message = refused()
+    assert f"is a checkpoint of run {own} (arm bilinear, seed 0)" in message and f"is run {'0' * 32}" in message
+    (run / "run.json").write_text(record)
+    config.write_text(config.read_text().replace("input_size: 32", "input_size: 48"))
+    assert "data.init_args.input_size is 48, was 32" in refused()
+    (run / "run.json").unlink()
+    assert "has no run.json" in refused()
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_the_test(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def read_only(self: Path, *_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "touch", read_only)  # a test may run as root, whom no permission stops
+    monkeypatch.setattr(L.Trainer, "test", lambda *_, **__: pytest.fail("tested for nothing"))
+    with pytest.raises(SystemExit) as refusal:
+        run_test(["--ckpt_path", str(finished)])
+    error = capsys.readouterr().err
+    assert refusal.value.code == 2 and "nothing can be written there (Read-only file system)" in error
+    assert str(finished) in error
 
 
 def test_same_seed_same_weights(finished: Path, tiny_ferplus: Path, tmp_path: Path) -> None:
@@ -109,7 +178,11 @@ def test_resume_continues_in_the_same_folder(
     assert train(["--resume", str(run), "--trainer.max_epochs=3"]) == run
     assert [folder.name for folder in run.parent.iterdir()] == [run.name]
     after, longer = json.loads((run / "run.json").read_text()), read_csv(run / "metrics.csv")
-    assert after["wandb_id"] == before["wandb_id"] and after["started"] == before["started"]
+    for kept in ("run_id", "wandb_id", "started"):
+        assert after[kept] == before[kept]
+    first, second = after["starts"]
+    assert [first] == before["starts"] and (first["max_epochs"], second["max_epochs"]) == (1, 3)
+    assert second["checkpoint"] == {"name": "latest.ckpt", "global_step": 2}
     assert longer[: len(rows)] == rows
     assert [row["epoch"] for row in longer if row["val/acc"]] == ["0", "1", "2"]
     assert [row["epoch"] for row in longer if row["train/loss"]] == ["0", "1", "2"]
