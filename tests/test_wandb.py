@@ -127,6 +127,22 @@ def test_killed_runs_lose_nothing(mode: str, service: Service, tiny_ferplus: Pat
     assert not [path for path in files if KEY.encode() in path.read_bytes()]
 
 
+def test_killed_upload_goes_on(
+    service: Service, tiny_ferplus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, log = train(classifier_args(tiny_ferplus, tmp_path)), tmp_path / "log.txt"
+    header, *rows = (run / "metrics.csv").read_text().splitlines(keepends=True)
+    (run / "metrics.csv").write_text(header + "".join(rows * 2000))
+    with log.open("wb") as file:
+        command = [sys.executable, str(REPOSITORY / "superfer.py"), "upload", str(run)]
+        process = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
+    wait_until(lambda: any(stored.rows for stored in service.runs.values()), process, log)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    upload([str(run)])
+    check_mirrored(run, service)
+
+
 def test_generator_shows_its_faces(service: Service, tiny_faces: Path, tmp_path: Path) -> None:
     options = [*config("generator/dic_small"), f"--runs={tmp_path}", *generator_options(tiny_faces)]
     run = train([*options, "--trainer.log_every_n_steps=1"])
