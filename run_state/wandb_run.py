@@ -174,6 +174,14 @@ class WandbMirror(L.Callback):
             self.send(row)
         run.summary.update(self._best | results)
 
+    def on_row(self, row: Row) -> None:
+        """Send a row that was logged just now, as long as W&B's own process is there."""
+        try:
+            self.send(row)
+        except Exception as error:
+            self._run = None
+            print(f"warning: W&B is gone ({error!r}); training goes on without it", file=sys.stderr, flush=True)
+
     def send(self, row: Row) -> None:
         """Send the next row of `metrics.csv`, unless W&B has it, and say which one is the best so far."""
         if self._run is None:
@@ -184,7 +192,7 @@ class WandbMirror(L.Callback):
         found, best = values.get(self._monitor), self._best.get(f"best/{self._monitor}")
         better = found is not None and (best is None or (found > best if self._mode == "max" else found < best))
         if better:
-            self._best = {f"best/{self._monitor}": found, "best/epoch": values["epoch"], "best/step": step}  # type: ignore[dict-item]
+            self._best = {f"best/{self._monitor}": found, "best/epoch": values.get("epoch"), "best/step": step}  # type: ignore[dict-item]
         if number < self._sent:
             return
         pictures = _pictures(self.folder, step + 1) if any(name.startswith("val/") for name in values) else {}
@@ -198,9 +206,9 @@ class WandbMirror(L.Callback):
         if self._run is None:
             return
         run, self._run = self._run, None
-        if exit_code == EXIT_REQUEUE:
-            run.mark_preempting()
-        with suppress(TimeoutError):
+        with suppress(Exception):  # a timeout, or W&B's process is gone; an upload sends the rest
+            if exit_code == EXIT_REQUEUE:
+                run.mark_preempting()
             run.finish(exit_code=exit_code)
             self.complete = True
 

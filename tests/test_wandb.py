@@ -17,6 +17,7 @@ from commands.test import test as run_test
 from commands.train import train
 from commands.upload import upload
 from tests.tiny_runs import REPOSITORY, classifier_args, config, generator_options, read_csv
+from tests.torture import children
 from tests.wandb_stub import KEY, Service, StoredRun
 
 
@@ -180,6 +181,19 @@ def test_lost_network(
     assert json.loads((run / "run.json").read_text())["status"] == "finished"
     assert f"to upload to W&B: superfer upload {run}\n" in log.read_text()
     service.start()
+    upload([str(run)])
+    check_mirrored(run, service)
+
+
+def test_training_survives_the_process_of_wandb(service: Service, tiny_ferplus: Path, tmp_path: Path) -> None:
+    log, runs = tmp_path / "log.txt", tmp_path / "runs"
+    process = start(classifier_args(tiny_ferplus, runs, "--trainer.max_epochs=4"), log, WANDB_FINISH_TIMEOUT="2")
+    wait_until(lambda: bool(list(runs.glob("*/*/metrics.csv"))), process, log)
+    (core,) = children(process.pid, "wandb-core")
+    os.kill(core, signal.SIGKILL)
+    assert process.wait(240) == 0, log.read_text()[-3000:]
+    (run,) = runs.glob("*/*")
+    assert f"to upload to W&B: superfer upload {run}\n" in log.read_text()
     upload([str(run)])
     check_mirrored(run, service)
 
