@@ -7,6 +7,7 @@ from pathlib import Path
 
 from commands.cli import SuperFERCLI
 from commands.console import Parser, finishing, print_upload, quieten, refusals
+from commands.ending import orderly
 from run_state.checkpoints import RunCheckpoint, read_own
 from run_state.folder import find_checkpoint, find_run
 from run_state.identity import read_record
@@ -16,6 +17,7 @@ from run_state.wandb_run import WandbError, upload, wandb_mode
 _ONE_DEVICE = ("--trainer.devices=1", "--trainer.num_nodes=1", "--trainer.strategy=auto")  # exact and simple
 
 
+@orderly()
 def test(args: Sequence[str] | None = None) -> Path:
     """Test a checkpoint on one split: `--ckpt_path RUN_OR_FILE [--split train|val|test]`, then any overrides.
 
@@ -44,18 +46,15 @@ def test(args: Sequence[str] | None = None) -> Path:
         trainer = cli.build(run, checkpoint)
     with finishing(trainer):
         trainer.test(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint.path, weights_only=True)
-    if mode != "disabled" and not (mode == "online" and _upload(run)):
+    if mode == "online":
+        try:
+            upload(run)
+        except (WandbError, ValueError) as error:  # the latter: it is being trained
+            print(f"warning: {error}", file=sys.stderr, flush=True)
+            mode = "offline"
+    if mode == "offline":
         print_upload(run)
     return run
-
-
-def _upload(run: Path) -> bool:
-    """Put the figures into the training's run in W&B; False if that has to wait."""
-    try:
-        return upload(run)
-    except (WandbError, ValueError) as error:  # the latter: it is being trained
-        print(f"warning: {error}", file=sys.stderr, flush=True)
-        return False
 
 
 def _find_tested(path: str | None) -> tuple[Path, RunCheckpoint]:

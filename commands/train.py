@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from commands.cli import SuperFERCLI
 from commands.console import Parser, finishing, quieten, refusals, refuse
+from commands.ending import orderly
 from run_state.checkpoints import newest_intact
 from run_state.folder import NEWEST_FIRST, can_go_on, find_checkpoint, find_run, lock, newest_run, only_auto
 from run_state.identity import detach_copy, read_record
@@ -19,6 +20,7 @@ from run_state.metrics_csv import cut_back
 from storage.atomic import remove_leftovers
 
 
+@orderly()
 def train(args: Sequence[str] | None = None) -> Path:
     """Train what the configurations describe; with `--resume`, go on with a run in its folder.
 

@@ -201,11 +201,11 @@ class WandbMirror(L.Callback):
             self.complete = True
 
 
-def upload(folder: Path) -> bool:
-    """Send what W&B does not have of a run that is not being trained; return whether it has everything now.
+def upload(folder: Path) -> None:
+    """Send what W&B does not have of a run that is not being trained.
 
     Raises:
-        WandbError: W&B cannot be reached, or refuses.
+        WandbError: W&B cannot be reached, refuses, or has not got everything.
         ValueError: The run is being trained (its process sends it), or its folder is damaged.
     """
     mirror = WandbMirror(folder, online=True)
@@ -213,7 +213,8 @@ def upload(folder: Path) -> bool:
         ended = str(read_record(folder).get("status"))
         mirror.open()
         mirror.close({"finished": 0, "preempted": EXIT_REQUEUE}.get(ended, 1))
-    return mirror.complete
+    if not mirror.complete:
+        raise WandbError(f"W&B has not got all of {folder} yet; upload it again")
 
 
 def _results(folder: Path) -> dict[str, float]:
@@ -250,7 +251,7 @@ def _config(record: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str,
         "lr": model["optimizer"]["lr"],
         "batch_size": data["batch_size"],
         "epochs": trainer["max_epochs"],
-        "devices": trainer["devices"],
+        "devices": record["starts"][-1]["devices"],
         "data": record["data_fingerprint"],
         "config": settings,
         "run": {name: value for name, value in record.items() if name not in ("status", "ended")},  # W&B has its own

@@ -217,7 +217,7 @@ def test_online_without_a_key(
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     wandb.teardown()  # it reads its environment once
-    assert "there is no key" in refused(train, classifier_args(tiny_ferplus, tmp_path / "runs"), capsys)
+    assert "W&B has no key" in refused(train, classifier_args(tiny_ferplus, tmp_path / "runs"), capsys)
     wandb.teardown()
     assert not (tmp_path / "runs").exists()
 

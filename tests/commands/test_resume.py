@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-import wandb
 
 from commands.test import test as run_test
 from commands.train import train
@@ -269,15 +268,6 @@ def test_preempted_while_a_cache_is_filled_ahead_of_time(
         upscale([*arguments, "--data.upscaler=tests.stopping.Preempted"])
     assert stopped.value.code == 75 and "preempted; give the same command again" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL and not list(tmp_path.glob("cache/*/*.npy"))
-
-
-def test_wandb_hears_of_a_preemption(tiny_ferplus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[str] = []
-    monkeypatch.setattr(wandb.Run, "mark_preempting", lambda run: told.append(run.id))
-    with pytest.raises(SystemExit):
-        train([*classifier_args(tiny_ferplus, tmp_path, TINY), *stop(tmp_path, batches=1, how="SIGTERM")])
-    (run,) = tmp_path.glob("*/*")
-    assert told == [json.loads((run / "run.json").read_text())["wandb_id"]]
 
 
 def test_preempted_test_leaves_no_result(

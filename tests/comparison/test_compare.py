@@ -112,7 +112,11 @@ def pair(tmp_path: Path) -> tuple[Path, Path]:
 
 def run_compare(output: Path, *arguments: str | Path, faces: bool = False) -> int:
     """Run the command; only with `faces` does it need the data that the runs name."""
-    return compare([*map(str, arguments), "--output", str(output), *([] if faces else ["--no-faces"])])
+    try:
+        compare([*map(str, arguments), "--output", str(output), *([] if faces else ["--no-faces"])])
+    except SystemExit as end:
+        return int(str(end.code))
+    return 0
 
 
 def report_of(folder: Path) -> dict[str, Any]:

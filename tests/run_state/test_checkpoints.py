@@ -84,7 +84,7 @@ def test_failed_save_spares_the_checkpoint_that_is_intact(tmp_path: Path, monkey
 
 
 def test_full_disk_stops_the_run_and_leaves_the_earlier_checkpoint(
-    tiny_ferplus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_ferplus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = [TINY, *WHOLE, NOW]
     whole = train(classifier_args(tiny_ferplus, tmp_path / "whole", *arguments))
@@ -100,9 +100,14 @@ def test_full_disk_stops_the_run_and_leaves_the_earlier_checkpoint(
 
     with monkeypatch.context() as patched:
         patched.setattr(AtomicCheckpointIO, "save_checkpoint", fill)
-        with pytest.raises(OSError, match=r"No space left.*the earlier ones are intact: make room and resume"):
+        with pytest.raises(SystemExit) as failed:
             train(classifier_args(tiny_ferplus, tmp_path / "stopped", *arguments))
+    assert failed.value.code == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("error: ") and "No space left" in last
+    assert "the earlier ones are intact: make room and resume" in last
     (run,) = (tmp_path / "stopped").glob("*/*")
+    assert json.loads((run / "run.json").read_text())["status"] == "failed: OSError"
     assert read_checkpoint(run / "checkpoints" / "latest.ckpt")["global_step"] == 5
     assert not list(run.rglob("*.writing-*")), "a half-written file is left"
     train(["--resume", str(run)])
