@@ -1,7 +1,6 @@
 """Test a trained classifier on one split of its data, on one device."""
 
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from run_state.folder import find_checkpoint, find_run
 from run_state.identity import read_record
 from run_state.may_differ import refuse_changes
 from run_state.wandb_run import WandbError, upload, wandb_mode
+from storage.atomic import check_writable
 
 _ONE_DEVICE = ("--trainer.devices=1", "--trainer.num_nodes=1", "--trainer.strategy=auto")  # exact and simple
 
@@ -41,7 +41,7 @@ def test(args: Sequence[str] | None = None) -> Path:
         if cli.config.trainer.fast_dev_run or cli.config.trainer.limit_test_batches is not None:
             raise ValueError("trainer.limit_test_batches and fast_dev_run leave images out; a test needs all of them")
         refuse_changes(run, checkpoint.settings, cli.settings, "test")
-        tempfile.TemporaryFile(dir=run).close()  # where nothing can be written, now and not when the work is done
+        check_writable(run)  # now, not when the work is done
         mode = wandb_mode()
         trainer = cli.build(run, checkpoint)
     with finishing(trainer):

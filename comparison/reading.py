@@ -139,11 +139,8 @@ def _check_pair(one: Run, other: Run) -> None:
             raise ValueError(f"{key} is {values}: runs on different data cannot be compared")
     if one.arm == other.arm and one.seed == other.seed:
         settings = changed_settings(one.config, other.config, "compare")
-        why = (
-            f"but their settings differ ({'; '.join(settings)})"
-            if settings
-            else "and a repeated run is not another seed"
-        )
+        other_settings = f"but their settings differ ({'; '.join(settings)})"
+        why = other_settings if settings else "and a repeated run is not another seed"
         raise ValueError(f"{both} are both arm {one.arm} with seed {one.seed}, {why}; name one of them")
     if one.arm == other.arm and one.info.get("generator_fingerprint") != other.info.get("generator_fingerprint"):
         raise ValueError(f"{both} are both arm {one.arm}, but their generators differ: compare them separately")
