@@ -159,7 +159,8 @@ class WandbMirror(L.Callback):
                     finish_timeout_raises=True,
                 ),
             )
-        except (wandb.errors.Error, OSError) as error:
+        except Exception as error:
+            wandb.teardown()  # forget the run that is half open
             raise WandbError(f"W&B cannot be reached ({' '.join(str(error).split())[:200]})") from error
         run.config.update(_config(record, settings), allow_val_change=True)
         has_arm = record["arm"] is not None

@@ -118,10 +118,10 @@ def run_record(folder: Path, seed: int = 0, **facts: Any) -> dict[str, Any]:
 
 
 def write_generator(path: Path, seed: int = 0, broken: bool = False) -> Path:
-    """A checkpoint of a small random generator whose steps differ from its interpolated input."""
+    """A checkpoint of a small random generator; a broken one returns numbers that are not finite."""
     torch.manual_seed(seed)
     net = DIC(**NETWORK)
-    state = {f"net.{key}": value.fill_(torch.nan) if broken else value for key, value in net.state_dict().items()}
+    state = {f"net.{key}": value.fill_(1e30) if broken else value for key, value in net.state_dict().items()}
     torch.save({"dic_config": net.config, "state_dict": state}, path)
     return path
 

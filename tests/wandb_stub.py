@@ -120,7 +120,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _data(self, query: str, variables: dict[str, Any]) -> dict[str, Any]:
         """What GraphQL answers, by what is asked for."""
-        project = {"id": "p", "name": "superfer", "entity": {"id": "e", "name": "me"}}
+        entity = {"id": "e", "name": variables.get("entity") or "me"}
+        project = {"id": "p", "name": variables.get("project"), "entity": entity}
         runs, name = self.service.runs, variables.get("name")
         if "upsertBucket" in query:
             run = runs.setdefault(str(name), StoredRun())
