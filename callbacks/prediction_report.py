@@ -67,12 +67,7 @@ class PredictionReport(L.Callback):
             "split": split,
             "run_id": tested.run_id,
             "synthetic": data.synthetic,
-            "checkpoint": {
-                "name": tested.path.name,
-                "sha256": tested.sha256,
-                "global_step": tested.global_step,
-                "epoch": tested.epoch,
-            },
+            "checkpoint": tested.facts(),
             "predictions_sha256": sha256(predictions),
             **conditions(trainer),
             "rules": rules,

@@ -20,11 +20,11 @@ def unlike(runs: Sequence[Run]) -> list[Unlikeness]:
 
 
 def _checkpoints(runs: Sequence[Run]) -> Iterator[Unlikeness]:
-    names = sorted({found.checkpoint["name"] for run in runs for found in run.tested.values()})
+    names = sorted({found.checkpoint for run in runs for found in run.tested.values()})
     if len(names) > 1:
         yield "checkpoint", f"different checkpoints were tested: {', '.join(names)}."
     for run in runs:
-        steps = {split: found.checkpoint["global_step"] for split, found in run.tested.items()}
+        steps = {split: found.global_step for split, found in run.tested.items()}
         if len(set(steps.values())) > 1:
             shown = ", ".join(f"{split} at step {step}" for split, step in steps.items())
             yield "checkpoint", f"the splits of {run.folder} were not tested with one checkpoint: {shown}; test again."

@@ -190,6 +190,11 @@ class RunCheckpoint:
     epoch: int
     settings: dict[str, Any]
 
+    def facts(self) -> dict[str, Any]:
+        """Return which checkpoint it is, for `run.json` and the results of a test."""
+        place = {"global_step": self.global_step, "epoch": self.epoch}
+        return {"name": self.path.name, "sha256": self.sha256} | place
+
 
 def read_own(path: Path, run: Path) -> RunCheckpoint:
     """Read a checkpoint that a run has written.

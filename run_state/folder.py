@@ -13,12 +13,12 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from run_state.identity import original_of, read_record
-from run_state.may_differ import changed_settings, read_config, restricted
+from run_state.may_differ import changed_settings, flatten, may_differ, read_config
 
 NEWEST_FIRST = ("latest.ckpt", "previous.ckpt", "best.ckpt")
 _CHOSEN = "SUPERFER_RUN_FOLDER"  # tells the folder to the processes that Lightning starts for the other devices
@@ -73,8 +73,7 @@ def newest_run(experiment: Path, seed: int, settings: Mapping[str, Any], allowed
     Those that are not finished come first, then the one started last, as `run.json` says: times of files change with
     copies. A copy of a run that is still there does not count.
     """
-    fitting: list[tuple[bool, datetime, Path]] = []
-    others: list[tuple[datetime, str]] = [(datetime.min.replace(tzinfo=UTC), "")]
+    found: list[tuple[datetime, bool, Path, str]] = []
     for run in sorted(path.parent for path in experiment.glob("*/run.json")):
         if _chosen_folder() not in (None, run.resolve()):
             continue
@@ -89,13 +88,10 @@ def newest_run(experiment: Path, seed: int, settings: Mapping[str, Any], allowed
             print(f"{run} is skipped: {error}", file=sys.stderr, flush=True)
             continue
         started = datetime.fromisoformat(record["starts"][-1]["started"])
-        if changes:
-            others.append((started, f"{run}, the newest run, has other settings: {'; '.join(changes)}"))
-        else:
-            fitting.append((record["status"] != "finished", started, run))
-    started, reason = max(others)
-    if reason and all(started > earlier for _, earlier, _ in fitting):
-        print(reason, file=sys.stderr, flush=True)
+        found.append((started, record["status"] != "finished", run, "; ".join(changes)))
+    if found and max(found)[-1]:
+        print(f"{max(found)[2]}, the newest run, has other settings: {max(found)[-1]}", file=sys.stderr, flush=True)
+    fitting = [(unfinished, started, run) for started, unfinished, run, changes in found if not changes]
     return max(fitting)[2] if fitting else None
 
 
@@ -182,11 +178,6 @@ def lock(folder: Path, name: str = ".lock", what: str = "") -> Iterator[None]:
     The lock is the kernel's and goes with the process, however it ends. (That of a lost machine goes when the file
     server gives it up.) Not `flock`, which workers that outlive a killed training would go on holding.
 
-    Args:
-        folder: where the file lies that is locked.
-        name: of that file.
-        what: is locked, if not the folder.
-
     Raises:
         ValueError: Another process holds it.
     """
@@ -215,9 +206,9 @@ def only_auto(experiment: Path, settings: Mapping[str, Any]) -> Iterator[None]:
     Raises:
         ValueError: Another process is training with them.
     """
-    key = hashlib.sha256(repr(sorted(restricted(settings, "resume").items())).encode()).hexdigest()[:12]
+    kept = sorted((key, repr(value)) for key, value in flatten(settings).items() if not may_differ(key, "resume"))
     experiment.mkdir(parents=True, exist_ok=True)
-    name = f".auto-{key}"
+    name = f".auto-{hashlib.sha256(str(kept).encode()).hexdigest()[:12]}"
     with lock(experiment, name, f"a run in {experiment} with these settings"):
         try:
             yield

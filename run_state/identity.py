@@ -19,37 +19,24 @@ def is_word(value: object) -> bool:
     return isinstance(value, str) and bool(_WORD.fullmatch(value))
 
 
-def is_file_name(value: object) -> bool:
-    """Whether a value names a file or folder without leading elsewhere."""
-    return isinstance(value, str) and value not in ("", ".", "..") and not set(value) & set("/\\\0")
-
-
-def _are_starts(value: object) -> bool:
-    return (
-        isinstance(value, list)
-        and bool(value)
-        and all(isinstance(x, dict) and _is_time(x.get("started")) for x in value)
-    )
-
-
-def _is_time(value: object) -> bool:
+def _are_starts(value: Any) -> bool:
     try:
-        return datetime.fromisoformat(str(value)).tzinfo is not None
-    except ValueError:
+        return bool(value) and all(datetime.fromisoformat(start["started"]).tzinfo for start in value)
+    except (KeyError, TypeError, ValueError):
         return False
 
 
 # What every run.json says: how to recognise it, and in words.
 _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "run_id": (lambda value: bool(re.fullmatch("[0-9a-f]{32}", str(value))), "32 hexadecimal digits"),
-    "folder": (is_file_name, "a folder's name"),
-    "experiment": (lambda value: isinstance(value, str), "a name"),
     "arm": (lambda value: value is None or is_word(value), "one plain word, or null for a generator"),
     "seed": (lambda value: type(value) is int and 0 <= value < 2**32, "an integer from 0 to 4294967295"),
-    "data_fingerprint": (lambda value: isinstance(value, str), "a text"),
     "synthetic": (lambda value: isinstance(value, bool), "true or false"),
-    "status": (lambda value: isinstance(value, str), "a text"),
     "starts": (_are_starts, "a list of starts, each with its time"),
+    **{
+        name: (lambda value: isinstance(value, str), "a text")
+        for name in ("folder", "experiment", "data_fingerprint", "status")
+    },
 }
 
 

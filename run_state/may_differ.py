@@ -62,19 +62,6 @@ def may_differ(name: str, purpose: Purpose, allowed: Sequence[str] = ()) -> bool
     return any(f"{name}.".startswith(f"{setting}.") for setting in free)
 
 
-def restricted(settings: Mapping[str, Any], purpose: Purpose, allowed: Sequence[str] = ()) -> dict[str, Any]:
-    """Return the settings that must not differ, by dotted name."""
-    return {name: value for name, value in flatten(settings).items() if not may_differ(name, purpose, allowed)}
-
-
-def differing(
-    one: Mapping[str, Any], other: Mapping[str, Any], purpose: Purpose, allowed: Sequence[str] = ()
-) -> list[str]:
-    """Return the names of the settings that differ although they must not."""
-    first, second = restricted(one, purpose, allowed), restricted(other, purpose, allowed)
-    return sorted(name for name in first.keys() | second.keys() if first.get(name) != second.get(name))
-
-
 def read_config(run: Path) -> dict[str, Any]:
     """Return the settings in `config.yaml` of a run.
 
@@ -95,24 +82,19 @@ def changed_settings(
     before: Mapping[str, Any], now: Mapping[str, Any], purpose: Purpose, allowed: Sequence[str] = ()
 ) -> list[str]:
     """Say how a configuration differs from that of a run, as "seed_everything is 1, was 0"."""
-    shown = [{name: repr(value) for name, value in flatten(settings).items()} for settings in (before, now)]
+    first, second = flatten(before), flatten(now)
+    shown = [{name: repr(value) for name, value in settings.items()} for settings in (first, second)]
     return [
         f"{name} is {shown[1].get(name, 'not set')}, was {shown[0].get(name, 'not set')}"
-        for name in differing(before, now, purpose, allowed)
+        for name in sorted(first.keys() | second.keys())
+        if first.get(name) != second.get(name) and not may_differ(name, purpose, allowed)
     ]
 
 
 def refuse_changes(
     run: Path, before: Mapping[str, Any], now: Mapping[str, Any], purpose: Purpose, allowed: Sequence[str] = ()
 ) -> None:
-    """Refuse a configuration with which a run cannot be resumed or tested.
-
-    Args:
-        run: its folder.
-        before: the settings that the checkpoint was trained with.
-        now: those of this start.
-        purpose: what it is started for.
-        allowed: further settings that may differ.
+    """Refuse to resume or test a run with other settings than its checkpoint was trained with (`before`).
 
     Raises:
         ValueError: Settings differ, or an allowed one does not exist.

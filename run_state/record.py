@@ -90,7 +90,7 @@ class RunRecord(L.Callback):
             **conditions(trainer),
             "max_epochs": trainer.max_epochs,
             "max_steps": trainer.max_steps,
-            "checkpoint": checkpoint and {"name": checkpoint.path.name, "global_step": checkpoint.global_step},
+            "checkpoint": checkpoint and checkpoint.facts(),
         }
         return {
             "run_id": earlier.get("run_id", uuid.uuid4().hex),
@@ -156,18 +156,9 @@ class RunRecord(L.Callback):
 
 def _name_other_conditions(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Say under which other conditions a run goes on than it was started under last."""
-    names = {
-        "git_commit": "commit",
-        "versions.torch": "torch",
-        "threads": "threads",
-        "cpu_capability": "CPU capability",
-    }
     one, other = flatten(before), flatten(now)
-    changed = [
-        f"{said} {other.get(name)} (was {one.get(name)})"
-        for name, said in names.items()
-        if one.get(name) != other.get(name)
-    ]
+    names = ("git_commit", "versions.torch", "threads", "cpu_capability")
+    changed = [f"{name} {other.get(name)} (was {one.get(name)})" for name in names if one.get(name) != other.get(name)]
     if changed:
         print(f"resuming with other code or another machine: {', '.join(changed)}; not bit-exact", flush=True)
 

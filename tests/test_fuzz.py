@@ -20,6 +20,7 @@ from PIL import Image
 from commands.cli import SuperFERCLI
 from commands.console import refusals
 from comparison.reading import read_runs
+from comparison.recomputing import check_figures
 from datamodules.faces.annotations import FaceError, find_faces, read_pts
 from datamodules.faces.cropping import read_image
 from datamodules.faces.packed import pack_faces
@@ -239,7 +240,7 @@ def test_run_folder(change: Callable[[bytes], bytes], name: str) -> None:
         (path,) = run.glob(name)
         path.write_bytes(change(path.read_bytes()))
         for read in (
-            lambda: read_runs([run]),
+            lambda: check_figures(read_runs([run])),
             lambda: read_record(run),
             lambda: read_config(run),
             lambda: cut_back(run / "metrics.csv", 2),

@@ -182,7 +182,7 @@ def test_resume_continues_in_the_same_folder(
         assert after[kept] == before[kept]
     first, second = after["starts"]
     assert [first] == before["starts"] and (first["max_epochs"], second["max_epochs"]) == (1, 3)
-    assert second["checkpoint"] == {"name": "latest.ckpt", "global_step": 2}
+    assert (second["checkpoint"]["name"], second["checkpoint"]["global_step"]) == ("latest.ckpt", 2)
     assert longer[: len(rows)] == rows
     assert [row["epoch"] for row in longer if row["val/acc"]] == ["0", "1", "2"]
     assert [row["epoch"] for row in longer if row["train/loss"]] == ["0", "1", "2"]

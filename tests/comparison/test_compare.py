@@ -532,7 +532,7 @@ REFUSALS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "checkpoint elsewhere": (
         lambda dic: _edit(dic / "metrics_test.json", '"best.ckpt"', '"../best.ckpt"'),
-        "metrics_test.json: checkpoint is",
+        "metrics_test.json does not say which checkpoint was tested",
     ),
     "other F1": (
         lambda dic: _edit(dic / "metrics_test.json", '"macro_f1": 0.', '"macro_f1": 0.9'),
@@ -543,7 +543,7 @@ REFUSALS: dict[str, tuple[Callable[[Path], object], str]] = {
         "rules.majority.all.confusion is",
     ),
     "copy with another seed": (_as_a_copy, "are one run, or copies of one"),
-    "seed twice, other settings": (_as_the_same_seed, "but their settings differ (model.depth)"),
+    "seed twice, other settings": (_as_the_same_seed, "but their settings differ (model.depth is 34, was 18)"),
     "seed twice": (lambda dic: _edit(dic / "run.json", '"arm": "dic"', '"arm": "bilinear"'), "not another seed"),
     "other generator": (_as_another_seed, "their generators differ"),
     "other image": (
