@@ -106,7 +106,7 @@ def finishing(trainer: "L.Trainer") -> Iterator[None]:
 
     from datamodules.upscalers import UpscalerError
     from run_state.checkpoints import LatestCheckpoint
-    from run_state.preemption import EXIT_REQUEUE, PreemptedError
+    from run_state.preemption import EXIT_REQUEUE, PreemptedError, StoppedError
 
     latest = next(callback for callback in trainer.callbacks if isinstance(callback, LatestCheckpoint))  # type: ignore[attr-defined]
     exit_code = 1
@@ -120,6 +120,8 @@ def finishing(trainer: "L.Trainer") -> Iterator[None]:
             if wandb.run is not None:
                 wandb.run.mark_preempting()
             raise SystemExit(EXIT_REQUEUE) from None
+        except StoppedError:
+            exit_code = 0
         except UpscalerError as error:
             refuse(error)
         finally:

@@ -17,7 +17,7 @@ import yaml
 from lightning.pytorch.loggers import WandbLogger
 
 from run_state.folder import find_checkpoint, read_record
-from run_state.preemption import PreemptedError
+from run_state.preemption import PreemptedError, StoppedError
 from run_state.wandb_run import run_id
 from storage.atomic import write_atomically
 
@@ -120,7 +120,7 @@ class RunRecord(L.Callback):
         self._end(trainer, "finished")
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        orderly = {KeyboardInterrupt: "interrupted", PreemptedError: "preempted"}
+        orderly = {KeyboardInterrupt: "interrupted", PreemptedError: "preempted", StoppedError: "finished"}
         if type(exception) not in orderly:  # on every rank: the first line is that of the culprit
             place = (
                 f"rank {trainer.global_rank}, epoch {trainer.current_epoch}, batch {trainer.fit_loop.total_batch_idx}"

@@ -99,15 +99,13 @@ CLASSIFIER = {  # of 12 batches, 4 an epoch
     "workers": ["--data.num_workers=2"],
     "workers, third batch": ["--data.num_workers=2", NULL, f"{EVERY}=3"],
     "drawn labels": ["--data.label_mode=probability"],
-    "several labels": ["--data.label_mode=multi_target"],
+    "several labels": ["--data.label_mode=multi_target", "--model.loss=multi_target", "--model.mixup=0"],
     "bfloat16": ["--trainer.precision=bf16-mixed"],
-    "float64": ["--trainer.precision=64-true"],
     "steps of the rate": ["--model.optimizer.schedule=multistep", "--model.optimizer.milestones=[3, 7]"],
     "one cycle": ["--model.optimizer.schedule=onecycle", "--model.optimizer.warmup=0.3"],
     "AdamW": ["--model.optimizer.name=adamw", "--model.optimizer.lr=0.001"],
     "logged every third batch": ["--trainer.log_every_n_steps=3"],
     "a second CSV": ["--trainer.logger=lightning.pytorch.loggers.CSVLogger", "--trainer.logger.save_dir=csv"],
-    "best every third batch": ["--best.every_n_train_steps=3", "--best.monitor=train/loss", "--best.mode=min"],
     "best every second validation": ["--best.every_n_epochs=2"],
     "last beside": ["--best.save_last=true"],
     "loaders anew every epoch": ["--trainer.reload_dataloaders_every_n_epochs=1"],
@@ -144,6 +142,7 @@ STOPS: dict[str, dict[str, Any]] = {
     "SIGTERM in validation": {"epoch": 1, "how": "SIGTERM"},
     "clock 5": {"batches": 5, "how": "clock"},
     "clock 7": {"batches": 7, "how": "clock"},
+    "clock in validation": {"epoch": 1, "how": "clock"},
 }
 
 
