@@ -68,14 +68,11 @@ def read_checkpoint(path: str | Path) -> dict[str, object]:
 
 
 def _check_zip(path: Path) -> None:
-    """Compare the checksums, at which torch does not look, and refuse what would be larger in memory than on disk."""
+    """Compare the checksums, at which torch does not look; refuse what is compressed, as torch does not."""
     with zipfile.ZipFile(path) as archive:
-        size, claimed = path.stat().st_size, sum(entry.file_size for entry in archive.infolist())
-        if claimed > size:
-            raise CheckpointError(
-                f"checkpoint {path} of {size:,} bytes would be {claimed:,} in memory, expected no more: "
-                "torch.save does not compress"
-            )
+        size = sum(entry.file_size for entry in archive.infolist())
+        if size > path.stat().st_size:
+            raise CheckpointError(f"checkpoint {path} is refused: it would become {size:,} bytes in memory")
         damaged = archive.testzip()
     if damaged:
         raise CheckpointError(f"checkpoint {path} is damaged: {damaged[:80]} has changed since it was written")
@@ -90,8 +87,9 @@ def _read_safetensors(path: Path) -> dict[str, object]:
         changed = recorded not in (None, _digest(weights, texts))
         metadata = {name: json.loads(text) for name, text in texts.items() if name != "format"}
     except Exception as error:
-        reason = str(error)[:200]
-        raise CheckpointError(f"checkpoint {path} cannot be read: it is damaged or incomplete ({reason})") from error
+        raise CheckpointError(
+            f"checkpoint {path} cannot be read: it is damaged or incomplete ({str(error)[:200]})"
+        ) from error
     if changed:
         raise CheckpointError(f"checkpoint {path} is damaged: its content has changed since it was written")
     return metadata | {"state_dict": weights}
