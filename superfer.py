@@ -12,11 +12,14 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import import_module
 
+from commands.ending import importing
+
 VERBS = {
     "train": "train a generator or a classifier, or resume a run",
     "test": "test a trained classifier on one split of its data",
     "upscale": "upscale a data set into its cache, or a folder of images",
     "compare": "compare runs: tested classifiers (tables, verdict, figures), or generators (curves)",
+    "upload": "send runs to W&B that were trained offline, killed, or tested",
     "prepare": "cut faces out around their landmarks, for training generators",
     "export": "write a generator's weights for other programs",
     "stages": "train all stages of a generator, one after the other",
@@ -43,8 +46,10 @@ def main(args: Sequence[str] | None = None) -> int:
         hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(VERBS)}"
         print(f"error: superfer has no verb {verb!r}; {hint}", file=sys.stderr)
         return 2
-    status = getattr(import_module(f"commands.{verb}"), verb)(words)
-    return status if isinstance(status, int) else 0
+    with importing():
+        run = getattr(import_module(f"commands.{verb}"), verb)
+    run(words)
+    return 0
 
 
 if __name__ == "__main__":

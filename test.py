@@ -5,7 +5,10 @@
 Read next: `commands/test.py`.
 """
 
-from commands.test import test
+from commands.ending import importing
+
+with importing():
+    from commands.test import test
 
 if __name__ == "__main__":
     test()

@@ -6,9 +6,12 @@
 Read next: `commands/train.py`, then `run_state/__init__.py` for how a run goes on.
 """
 
-from torch.distributed.elastic.multiprocessing.errors import record
+from commands.ending import importing
 
-from commands.train import train
+with importing():
+    from torch.distributed.elastic.multiprocessing.errors import record
+
+    from commands.train import train
 
 if __name__ == "__main__":
     record(train)()  # torchrun prints the traceback of the rank that failed first

@@ -4,14 +4,14 @@
 
 Classifiers: accuracies are recomputed from `predictions_{split}.csv`, several runs of one arm are its seeds, and
 `table.md`, `comparison.json`, `figure1.png` and `figure2.png` are written. Generators: `curves.png` is written.
-Nothing is written before everything has worked. Exit code 0, or 2 with one message on stderr.
+Nothing is written before everything has worked.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
-from commands.console import Parser
+from commands.console import Parser, refusals
+from commands.ending import orderly
 from comparison.figures import draw_curves, draw_faces, png
 from comparison.generator_curves import best_and_last, draw_generators, read_generators
 from comparison.reading import RULES, are_generators, read_runs
@@ -19,8 +19,9 @@ from comparison.report import Report, markdown_table
 from storage.atomic import write_atomically
 
 
-def compare(args: list[str] | None = None) -> int:
-    """Run the command and return its exit code; argparse itself exits with 2 on a wrong command line."""
+@orderly()
+def compare(args: list[str] | None = None) -> None:
+    """Parse the command line, compare, write the results."""
     parser = Parser(prog="superfer compare", description="Compare tested classifiers, or the curves of generators.")
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="runs/<experiment>/<time>_s<seed>")
     parser.add_argument("--output", type=Path, default=Path("results"), metavar="DIR", help="default: results")
@@ -28,18 +29,14 @@ def compare(args: list[str] | None = None) -> int:
     help_faces = "leave out figure1.png, which needs the data where the runs found it, and may fill the cache of an arm"
     parser.add_argument("--no-faces", action="store_true", help=help_faces)
     options = parser.parse_args(args)
-    try:
+    with refusals():
         text, files = _compare_generators(options) if are_generators(options.runs) else _compare_arms(options)
         for name, content in files.items():
             write_atomically(options.output / name, content)
         if "table.md" in files and "figure1.png" not in files:
             (options.output / "figure1.png").unlink(missing_ok=True)  # that of an earlier comparison
-    except (ValueError, OSError) as error:
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
-        return 2
     print(text)
     print("\n".join(f"written: {options.output / name}" for name in files))
-    return 0
 
 
 def _compare_generators(options: argparse.Namespace) -> tuple[str, dict[str, bytes | str]]:
@@ -48,7 +45,11 @@ def _compare_generators(options: argparse.Namespace) -> tuple[str, dict[str, byt
 
 
 def _compare_arms(options: argparse.Namespace) -> tuple[str, dict[str, bytes | str]]:
-    report = Report(read_runs(options.runs), options.rule)
+    runs = read_runs(options.runs)
+    from comparison.recomputing import check_figures  # loads PyTorch: not before the runs are found to fit
+
+    check_figures(runs)
+    report = Report(runs, options.rule)
     files: dict[str, bytes | str] = {"comparison.json": report.json(), "table.md": report.markdown()}
     if report.shared_split and not options.no_faces:
         files["figure1.png"] = png(draw_faces(report.arms, report.shared_split, options.rule, report.label))

@@ -12,7 +12,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from run_state.folder import checkpoints, share_with_children
+from commands.ending import EXIT_INTERRUPTED, fail, is_interruption, one_line, stop
+from run_state.folder import share_with_children
+from run_state.preemption import EXIT_REQUEUE, PreemptedError
+from storage.shortage import find_shortage
 
 if TYPE_CHECKING:  # Lightning and W&B take seconds to import, which the processes that upscale a folder do not need
     import lightning as L
@@ -30,7 +33,11 @@ _HARMLESS_WARNINGS = (
     ".*module\\(s\\) in eval mode at the start of training.*",  # frozen features
     ".*Total length of `list` across ranks is zero.*",
 )
-_HARMLESS_MESSAGES = ("litlogger", "to estimate number of stepping batches")
+_HARMLESS_MESSAGES = ("litlogger", "Detected KeyboardInterrupt", "to estimate number of stepping batches")
+
+
+# A symbolic link to itself is a RuntimeError, a package that a setting needs an ImportError.
+_OF_THE_INPUT = (ValueError, TypeError, OSError, ArgumentError, ImportError, OverflowError, RuntimeError)
 
 
 def quieten() -> None:
@@ -63,7 +70,7 @@ def keep_freed_memory() -> None:
 
 def refuse(error: object) -> NoReturn:
     """Print one line and exit with code 2."""
-    print("error: " + " ".join(str(error).split()), file=sys.stderr)
+    print(f"error: {one_line(error)}", file=sys.stderr)
     raise SystemExit(2)
 
 
@@ -73,10 +80,10 @@ def refusals() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        from lightning.pytorch.utilities.exceptions import MisconfigurationException
-
         share_with_children(None)
-        if not isinstance(error, ValueError | TypeError | OSError | ArgumentError | MisconfigurationException):
+        if shortage := find_shortage(error):
+            fail(shortage)
+        if not isinstance(error, _OF_THE_INPUT) and type(error).__name__ != "MisconfigurationException":  # Lightning's
             raise
         cause: BaseException = error
         while str(cause).startswith("Does not validate against") and cause.__cause__:
@@ -102,11 +109,8 @@ def finishing(trainer: "L.Trainer") -> Iterator[None]:
     A scheduler that wants the machine back ends the work; the exit code is 75 then. A signal during the last upload
     cuts it off, and the exit code is that of the work.
     """
-    import wandb
-
     from datamodules.upscalers import UpscalerError
     from run_state.checkpoints import LatestCheckpoint
-    from run_state.preemption import EXIT_REQUEUE, PreemptedError
 
     latest = next(callback for callback in trainer.callbacks if isinstance(callback, LatestCheckpoint))  # type: ignore[attr-defined]
     exit_code = 1
@@ -114,38 +118,47 @@ def finishing(trainer: "L.Trainer") -> Iterator[None]:
         try:
             yield
             exit_code = 0
-        except PreemptedError:
+        except PreemptedError as signalled:
             exit_code = EXIT_REQUEUE
-            print(f"preempted; {_how_to_go_on(trainer)}", file=sys.stderr, flush=True)
-            if wandb.run is not None:
-                wandb.run.mark_preempting()
-            raise SystemExit(EXIT_REQUEUE) from None
+            stop(signalled, _how_to_go_on(trainer))
+        except SystemExit as end:
+            if not is_interruption(end):
+                raise
+            exit_code = EXIT_INTERRUPTED
+            stop(KeyboardInterrupt(), _how_to_go_on(trainer))
         except UpscalerError as error:
             refuse(error)
         finally:
             latest.preemption.deferred = False
-            with suppress(PreemptedError):
-                _close(trainer, exit_code)
+            _close(trainer, exit_code)
 
 
 def _how_to_go_on(trainer: "L.Trainer") -> str:
     folder = Path(trainer.default_root_dir)
     if trainer.state.fn != "fit":
         return "give the same command again"
-    if checkpoints(folder):
+    if (folder / "run.json").is_file():
         return f"resume with --resume {shlex.quote(str(folder))}"
     return "nothing was trained yet, give the same command again"
 
 
 def _close(trainer: "L.Trainer", exit_code: int) -> None:
-    """Close W&B, so that the next run of this process is another one."""
-    import wandb
+    """Close W&B, so that the next run of this process is another one; a signal cuts the last upload off."""
+    from run_state.wandb_run import WandbMirror
 
     share_with_children(None)
     if not trainer.is_global_zero:
         return
     folder = Path(trainer.default_root_dir)
     print(f"run folder: {folder}", flush=True)
-    wandb.finish(exit_code=exit_code)
-    if any(folder.glob("wandb/offline-run-*")):
-        print(f"to upload to W&B: wandb sync {shlex.quote(str(folder))}/wandb/offline-run-*", flush=True)
+    for mirror in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(mirror, WandbMirror):
+            with suppress(PreemptedError, KeyboardInterrupt):
+                mirror.close(exit_code)
+            if not mirror.complete:
+                print_upload(folder)
+
+
+def print_upload(run: Path) -> None:
+    """Say how to send a run to W&B."""
+    print(f"to upload to W&B: superfer upload {shlex.quote(str(run))}", flush=True)

@@ -11,25 +11,26 @@ from typing import Any
 
 from commands.compare import compare
 from commands.console import Parser
+from commands.ending import orderly
+from commands.synthetic import synthetic
 from commands.test import test
 from commands.train import train
-from datamodules.synthetic.writing import main as draw
 
 
+@orderly()
 def demo(args: Sequence[str] | None = None) -> None:
     """Draw faces, train a generator and both arms, test them on every split, and compare; all below `demo/`."""
     Parser(prog="superfer demo", description=(__doc__ or "").split("\n")[0]).parse_args(args)
     os.environ.setdefault("WANDB_MODE", "offline")
     start = time.monotonic()
-    _run("python -m datamodules.synthetic", draw, "--root demo/data")
+    _run("python -m datamodules.synthetic", synthetic, "--root demo/data")
     generator = _run("superfer train", train, "--config configs/demo/generator.yaml")
     bilinear = _run("superfer train", train, "--config configs/demo/bilinear.yaml")
     dic = _run("superfer train", train, f"--config configs/demo/dic.yaml --data.upscaler.checkpoint {generator}")
     for run in (bilinear, dic):
         for split in ("train", "val", "test"):
             _run("superfer test", test, f"--ckpt_path {run} --split {split}")
-    if status := _run("superfer compare", compare, f"{bilinear} {dic} --output demo/comparison"):
-        raise SystemExit(status)
+    _run("superfer compare", compare, f"{bilinear} {dic} --output demo/comparison")
     print(f"\nruns:\n  {generator}\n  {bilinear}\n  {dic}")
     print("figures: demo/comparison/figure1.png, demo/comparison/figure2.png")
     print(f"the demo took {(time.monotonic() - start) / 60:.1f} minutes; its faces are synthetic")

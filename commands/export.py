@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from commands.console import Parser, refusals
+from commands.ending import orderly
 from models.dic import DIC
 from models.hourglass import FeedbackHourglass
 from models.loading import DIC_KIND, DISCRIMINATOR_KIND, HOURGLASS_KIND, kind_of, network_weights
@@ -65,6 +66,7 @@ def write_weights(source: str | Path, out: Path) -> None:
     print(f"{written} of {path} written to {out}")
 
 
+@orderly()
 def export(args: list[str] | None = None) -> None:
     """Parse the command line, and write the file; a refusal is one line and exit code 2."""
     parser = Parser(prog="superfer export", description=(__doc__ or "").split("\n")[0])

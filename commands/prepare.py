@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from commands.console import Parser
+from commands.console import Parser, refusals
+from commands.ending import orderly
 from datamodules.faces.packed import IMAGES, LANDMARKS, MANIFEST, pack_faces
 from datamodules.synthetic import SYNTHETIC_MARKER
 
 
+@orderly()
 def prepare(args: Sequence[str] | None = None) -> None:
     """Pack the faces of a folder; exit with code 2 where nothing can be packed."""
     parser = Parser(
@@ -23,13 +25,11 @@ def prepare(args: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--min_face_size", type=float, default=0, help="smallest crop side in original px")
     options = parser.parse_args(args)
-    try:
+    with refusals():
         _refuse_foreign(options.out)
         faces = pack_faces(
             options.faces, options.landmarks, options.out, options.hr_size, options.margin, options.min_face_size
         )
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
     print(f"{options.out}: {faces.summary}; the whole list is in {MANIFEST}")
 
 

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 from commands.console import Parser
+from commands.ending import orderly
 from commands.train import train
 
 STAGES = ("hourglass", "dic", "dicgan")
@@ -48,6 +49,7 @@ def last_figures(run: Path) -> dict[str, float]:
     }
 
 
+@orderly()
 def stages(args: list[str] | None = None) -> dict[str, Path]:
     """Parse the command line, train, print a table.
 

@@ -14,22 +14,25 @@ import sys
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from tempfile import TemporaryFile
 
 import torch
 from torch.multiprocessing.spawn import ProcessExitedException, spawn
 from tqdm import tqdm
 
 from commands.console import Parser, keep_freed_memory, quieten, refusals, refuse
+from commands.ending import fail, importing, orderly
 from datamodules.image_folder import MAX_PIXELS, UpscaleTask, find_tasks, largest_first, list_images, read_batches
 from datamodules.upscaled_images import check_origins, is_upscaled, upscale_batch, write_upscaled
-from datamodules.upscalers import DICUpscaler
+from datamodules.upscalers import DICUpscaler, UpscalerError
 from models.tiling import pixels_at_once
 from run_state.folder import find_checkpoint
+from storage.atomic import check_writable
+from storage.shortage import find_shortage
 
 FOLDER_OPTIONS = ("--images", "--out", "--ckpt_path")  # any of them asks for a folder, not for a data set
 
 
+@orderly()
 def upscale(args: Sequence[str] | None = None) -> Path | None:
     """Fill the cache of a classifier's configuration, or upscale a folder of images.
 
@@ -44,8 +47,9 @@ def upscale(args: Sequence[str] | None = None) -> Path | None:
     if any(word.split("=")[0] in FOLDER_OPTIONS for word in words):
         return upscale_folder(words)
     # Not at the top: the processes that upscale a folder start in half the time without Lightning.
-    from commands.cli import SuperFERCLI
-    from run_state.preemption import EXIT_REQUEUE, PreemptedError, Preemption
+    with importing():
+        from commands.cli import SuperFERCLI
+        from run_state.preemption import Preemption
 
     with refusals():
         cli = SuperFERCLI("upscale", words)
@@ -53,12 +57,11 @@ def upscale(args: Sequence[str] | None = None) -> Path | None:
         cli.datamodule.check("upscale")
         trainer = cli.instantiate_trainer(logger=False, callbacks=[])
         cli.datamodule.check_device(trainer.strategy.root_device)
-        try:
-            with Preemption().listening(trainer):
-                trainer.predict(cli.model, datamodule=cli.datamodule)  # the data module fills its cache on every device
-        except PreemptedError:
-            print("preempted; give the same command again: the cache keeps what is done", file=sys.stderr, flush=True)
-            raise SystemExit(EXIT_REQUEUE) from None
+    try:
+        with Preemption().listening(trainer):
+            trainer.predict(cli.model, datamodule=cli.datamodule)  # the data module fills its cache on every device
+    except UpscalerError as error:
+        refuse(error)
     folder: Path | None = cli.datamodule.cache_folder
     if trainer.is_global_zero:
         print(f"upscaled images: {folder}" if folder else f"{cli.datamodule.upscaler.name} needs no cache")
@@ -101,7 +104,7 @@ def upscale_folder(words: Sequence[str]) -> Path:
     """Upscale a folder of images; exit as `upscale`."""
     options = parse_options(words)
     out: Path = options.out
-    try:
+    with refusals():
         images, others = list_images(options.images)
         _check_apart(options.images, out)
         upscaler = DICUpscaler(options.ckpt_path, color="rgb")
@@ -109,10 +112,8 @@ def upscale_folder(words: Sequence[str]) -> Path:
         device = _find_device(options.accelerator, options.devices)
         tasks = find_tasks(images, options.images, out, options.heatmaps)
         out.mkdir(parents=True, exist_ok=True)
-        TemporaryFile(dir=out).close()  # fails now if nothing can be written, not after the first batch
+        check_writable(out)  # now, not after the first batch
         check_origins(tasks, generator, options.overwrite)
-    except (ValueError, OSError) as error:
-        refuse(error)
     missing = [task for task in tasks if not is_upscaled(task, generator)]
     # The authors' layout does not record the number of steps.
     print(f"generator: {find_checkpoint(options.ckpt_path)}, {upscaler.network.num_steps} steps")
@@ -127,7 +128,7 @@ def upscale_folder(words: Sequence[str]) -> Path:
         try:
             spawn(upscale_share, (options, readable, device, processes), processes, daemon=True)
         except ProcessExitedException as error:
-            raise SystemExit(f"error: {error}") from error
+            fail(error)
     done = sum(is_upscaled(task, generator) for task in missing)
     kept, skipped = len(tasks) - len(missing), len(missing) - done
     print(f"{done} images upscaled into {out}, {kept} were there already, {skipped} skipped", flush=True)
@@ -176,5 +177,7 @@ def upscale_share(
                 list(written)  # raises what a thread has raised; at most two batches are in memory
                 written = pool.map(lambda one: write_upscaled(one[0], one[1], generator), upscaled)
             list(written)
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error
+    except Exception as error:
+        if not isinstance(error, ValueError | OSError) and not find_shortage(error):
+            raise
+        fail(error)

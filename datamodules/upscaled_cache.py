@@ -6,6 +6,7 @@ here, and a process makes the blocks that it does not find. There are no locks. 
 stopped, and processes that fill the same cache take the blocks in different orders: they share the work.
 """
 
+import errno
 import hashlib
 import io
 import json
@@ -86,7 +87,8 @@ class UpscaledCache:
         Every rank makes its own share, and then helps with what the others have not made yet.
 
         Raises:
-            ValueError: The upscaler returned another shape or type, or the disk is too small.
+            ValueError: The upscaler returned another shape or type.
+            OSError: The disk is too small.
         """
         missing = [block for block in np.unique(rows // self.block_size).tolist() if not self._open(block)]
         if not missing:
@@ -96,9 +98,10 @@ class UpscaledCache:
         needed = len(missing) * self.block_size * int(np.prod(self.shape))
         free = shutil.disk_usage(self.folder).free
         if needed > free:
-            raise ValueError(
-                f"{self.folder}: free space is {free / 1e9:.1f} GB, expected at least {needed / 1e9:.1f} GB for the "
-                "upscaled images; cache_dir can name another place"
+            raise OSError(
+                errno.ENOSPC,
+                f"{self.folder}: free space is {free / 1e6:,.0f} MB, expected at least {needed / 1e6:,.0f} MB for the "
+                "upscaled images; cache_dir can name another place",
             )
         own = missing[rank::world_size]
         shuffled = np.random.default_rng().permutation(missing).tolist()  # unseeded: two jobs should start elsewhere

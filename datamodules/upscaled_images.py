@@ -23,6 +23,7 @@ from models.tiling import MIN_TILE, tile_side, upscale_in_tiles
 from storage.atomic import remove_leftovers, write_atomically
 from storage.images import check_png
 from storage.reading import read_bytes
+from storage.shortage import is_out_of_memory
 
 HEAT_COLOUR, LANDMARK_COLOUR = (255, 210, 0), (255, 40, 40)
 HEAT_OPACITY = 0.6  # where a heatmap is 1 or more
@@ -34,8 +35,8 @@ def upscale_batch(
 ) -> list[tuple[SourceImage, list[Image.Image]]]:
     """Upscale images of one padded size, each to one picture per target; gray ones become the luma of the result.
 
-    An image of more than 2 * `pixels` is upscaled in tiles of about `pixels`. What does not fit the memory of a GPU is
-    upscaled image by image and in smaller tiles. An image that is too large even so, or too large for landmarks, which
+    An image of more than 2 * `pixels` is upscaled in tiles of about `pixels`. What does not fit the memory is upscaled
+    image by image and in smaller tiles. An image that is too large even so, or too large for landmarks, which
     tiles do not have, is named and skipped.
 
     Raises:
@@ -46,17 +47,20 @@ def upscale_batch(
     if heatmaps and in_tiles:
         print_skipped(images[0].task, f"too large for landmarks, expected at most {2 * pixels:,} padded pixels")
         return []
-    with suppress(torch.OutOfMemoryError):
+    try:
         large, maps = _run(upscaler, stacked, heatmaps, tile_side(pixels) if in_tiles else None)
         color, luma = round_levels(large).cpu(), round_levels(luma_bt601(large)).cpu()
         return [
             (image, _draw(image, (luma if image.gray else color)[row], None if maps is None else maps[row]))
             for row, image in enumerate(images)
         ]
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
     # Only here is the exception gone, and with it the tensors that it held.
     if len(images) > 1 or pixels >= MIN_TILE**2:
         return [one for image in images for one in upscale_batch(upscaler, [image], heatmaps, pixels // 4)]
-    print_skipped(images[0].task, "too large for the memory of the GPU")
+    print_skipped(images[0].task, "too large for the memory")
     return []
 
 

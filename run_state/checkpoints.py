@@ -17,7 +17,8 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
-from run_state.folder import NEWEST_FIRST, checkpoints, find_checkpoint
+from run_state.folder import checkpoints
+from run_state.identity import read_record, sha256
 from run_state.preemption import PreemptedError, Preemption
 from storage.atomic import write_atomically
 from storage.checkpoints import CheckpointError, read_checkpoint
@@ -56,13 +57,19 @@ class LatestCheckpoint(Checkpoint):
         self._stop_requested = self._cut_short = False
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Tell `ModelCheckpoint` where a moved run folder lies now: it forgets the best score of another folder."""
+        """Tell `ModelCheckpoint` where a moved run folder lies now: it forgets the best score of another folder.
+
+        Let it forget the score, too, if `best.ckpt` was written after this checkpoint, or is gone: its score belongs to
+        weights that no longer exist, and the next validation is the best of this way of the training.
+        """
         self._resumed = True
         for best in trainer.checkpoint_callbacks:
             state = checkpoint["callbacks"].get(best.state_key)
             if not isinstance(best, ModelCheckpoint) or self.dirpath is None or state is None:
                 continue
-            if best.dirpath == self.dirpath != state["dirpath"]:
+            if best.dirpath == self.dirpath and not _is_from_before(Path(self.dirpath) / "best.ckpt", checkpoint):
+                checkpoint["callbacks"][best.state_key] = best.state_dict()
+            elif best.dirpath == self.dirpath != state["dirpath"]:
                 earlier, state["dirpath"] = state["dirpath"], self.dirpath
                 for name in ("best_model_path", "kth_best_model_path", "last_model_path"):
                     state[name] = state[name].replace(earlier, self.dirpath, 1)
@@ -151,6 +158,14 @@ class LatestCheckpoint(Checkpoint):
         self._saved_at = time.monotonic()
 
 
+def _is_from_before(path: Path, checkpoint: dict[str, Any]) -> bool:
+    try:
+        step = read_checkpoint(path)["global_step"]
+    except (CheckpointError, KeyError, OSError):
+        return False
+    return isinstance(step, int) and step <= int(checkpoint["global_step"])
+
+
 def _refuse_different_places(trainer: L.Trainer) -> None:
     """Every rank has looked for the checkpoint by itself; gradients of different weights would be averaged silently."""
     places: list[Any] = [(trainer.current_epoch, trainer.global_step)] * trainer.world_size
@@ -165,33 +180,61 @@ def _refuse_different_places(trainer: L.Trainer) -> None:
 
 
 @dataclass(frozen=True)
-class ResumePoint:
-    """The checkpoint that a run resumes from, and the optimiser steps that it has behind it."""
+class RunCheckpoint:
+    """A checkpoint of a run, and what it says of itself: its optimiser steps, and the settings it was trained with."""
 
     path: Path
+    sha256: str
+    run_id: str
     global_step: int
+    epoch: int
+    settings: dict[str, Any]
+
+    def facts(self) -> dict[str, Any]:
+        """Return which checkpoint it is, for `run.json` and the results of a test."""
+        place = {"global_step": self.global_step, "epoch": self.epoch}
+        return {"name": self.path.name, "sha256": self.sha256} | place
 
 
-def newest_intact(run: Path) -> ResumePoint:
-    """Return the newest checkpoint of a run; name those that are damaged, and take the one before.
+def read_own(path: Path, run: Path) -> RunCheckpoint:
+    """Read a checkpoint that a run has written.
 
     Raises:
-        FileNotFoundError: There is none.
+        storage.checkpoints.CheckpointError: It is damaged, or not the checkpoint of a training.
+        ValueError: It is that of another run, or of an earlier version.
+    """
+    record, digest = read_record(run), sha256(path)
+    content: dict[str, Any] = read_checkpoint(path)
+    step, epoch, own = (content.get(name) for name in ("global_step", "epoch", "run"))
+    if "loops" not in content or not isinstance(step, int) or not isinstance(epoch, int):
+        raise CheckpointError(f"{path} is not the checkpoint of a training")
+    if not isinstance(own, dict) or not isinstance(own.get("settings"), dict):
+        raise ValueError(f"{path} does not say of which run it is: an earlier version wrote it; train the run anew")
+    if own.get("run_id") != record["run_id"]:
+        of, instead = (f"{x.get('run_id')} (arm {x.get('arm')}, seed {x.get('seed')})" for x in (own, record))
+        raise ValueError(f"{path} is a checkpoint of run {of}, but {run} is run {instead}")
+    return RunCheckpoint(path, digest, record["run_id"], step, epoch, own["settings"])
+
+
+def newest_intact(run: Path) -> RunCheckpoint | None:
+    """Return the newest checkpoint of a run; name those that are damaged, and take the one before.
+
+    Returns:
+        None if there is none.
+
+    Raises:
         storage.checkpoints.CheckpointError: All are damaged.
+        ValueError: It is that of another run.
     """
     present = checkpoints(run)
     for checkpoint in present:
         try:
-            content = read_checkpoint(checkpoint)
-            step = content.get("global_step")
-            if "loops" not in content or not isinstance(step, int):
-                raise CheckpointError(f"{checkpoint} is not the checkpoint of a training")
-            return ResumePoint(checkpoint, step)
+            return read_own(checkpoint, run)
         except CheckpointError as error:
             if checkpoint == present[-1]:
                 raise
             print(f"warning: {error}; resuming from an earlier one", file=sys.stderr, flush=True)
-    return ResumePoint(find_checkpoint(run, NEWEST_FIRST), 0)  # raises: says where it was looked for
+    return None
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

@@ -11,10 +11,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.sharedctypes import RawValue
+from typing import TYPE_CHECKING
 
-import lightning as L
-
-from run_state.lightning_internals import leave_signals_alone
+if TYPE_CHECKING:  # a command listens before Lightning is imported, which takes seconds
+    import lightning as L
 
 EXIT_REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: start me again later
 PREEMPTION_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
@@ -27,7 +27,7 @@ class PreemptedError(BaseException):
 
 
 class Preemption:
-    """Take SIGTERM and SIGUSR1 while a trainer runs.
+    """Take SIGTERM and SIGUSR1 while a command or a trainer runs.
 
     Attributes:
         requested: a signal has come, to this process.
@@ -38,8 +38,8 @@ class Preemption:
         self.requested = self.deferred = False
 
     @contextmanager
-    def listening(self, trainer: L.Trainer) -> Iterator[None]:
-        """Take the signals, and pass them on to the processes that Lightning has started for other devices.
+    def listening(self, trainer: "L.Trainer | None" = None) -> Iterator[None]:
+        """Take the signals, and pass them on to the processes that a trainer has started for other devices.
 
         Raises:
             PreemptedError: On the first signal, unless it is `deferred`. Further signals change nothing.
@@ -52,13 +52,18 @@ class Preemption:
             if self.requested:
                 return
             self.requested = True
-            if trainer.strategy.launcher is not None:
+            if trainer and trainer.strategy.launcher is not None:
                 trainer.strategy.launcher.kill(number)
             if not self.deferred:
                 raise PreemptedError
 
-        leave_signals_alone(trainer)
-        earlier = {number: signal.signal(number, preempt) for number in PREEMPTION_SIGNALS}
+        if trainer:
+            from run_state.lightning_internals import leave_signals_alone
+
+            leave_signals_alone(trainer)
+        earlier = {number: signal.getsignal(number) for number in (*PREEMPTION_SIGNALS, signal.SIGINT)}
+        for number in PREEMPTION_SIGNALS:
+            signal.signal(number, preempt)
         _workers_may_end.value = False
         try:
             yield

@@ -24,7 +24,7 @@ class Stop(L.Callback):
         batches: when so many batches of the training are done, and before their checkpoint is written.
         step: in the middle of this batch of the training, before its optimiser step.
         epoch: in the first validation of this epoch.
-        how: die, receive a signal together with the loader's workers, or run out of `trainer.max_time`.
+        how: die, receive a signal together with the loader's workers, run out of `trainer.max_time` or of memory.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class Stop(L.Callback):
         batches: int = -1,
         step: int = -1,
         epoch: int = -1,
-        how: Literal["die", "SIGTERM", "SIGUSR1", "clock"] = "die",
+        how: Literal["die", "SIGTERM", "SIGUSR1", "SIGINT", "clock", "memory"] = "die",
     ) -> None:
         self.marker, self.batches, self.step, self.epoch, self.how = Path(marker), batches, step, epoch, how
 
@@ -55,6 +55,8 @@ class Stop(L.Callback):
         self.marker.touch()
         if self.how == "die":
             raise KilledError
+        if self.how == "memory":
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
         if self.how == "clock":
             trainer.should_stop = True
             return

@@ -20,14 +20,16 @@ from PIL import Image
 from commands.cli import SuperFERCLI
 from commands.console import refusals
 from comparison.reading import read_runs
+from comparison.recomputing import check_figures
 from datamodules.faces.annotations import FaceError, find_faces, read_pts
 from datamodules.faces.cropping import read_image
 from datamodules.faces.packed import pack_faces
 from datamodules.ferplus.table import open_table
 from datamodules.image_folder import UpscaleTask, largest_first, read_batches
 from models.dic import DIC
-from run_state.folder import read_record, share_with_children
-from run_state.may_differ import changed_settings
+from run_state.folder import share_with_children
+from run_state.identity import read_record
+from run_state.may_differ import read_config
 from run_state.metrics_csv import cut_back
 from storage.checkpoints import CheckpointError, read_checkpoint, safetensors_bytes
 from storage.pickles import load_plain_pickle
@@ -267,9 +269,9 @@ def test_run_folder(change: Callable[[bytes], bytes], name: str) -> None:
         (path,) = run.glob(name)
         path.write_bytes(change(path.read_bytes()))
         for read in (
-            lambda: read_runs([run]),
+            lambda: check_figures(read_runs([run])),
             lambda: read_record(run),
-            lambda: changed_settings(run, {}, "resume"),
+            lambda: read_config(run),
             lambda: cut_back(run / "metrics.csv", 2),
         ):
             try:

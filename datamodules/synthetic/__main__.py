@@ -1,6 +1,9 @@
 """`python -m datamodules.synthetic --root DIR` writes the built-in data; `--help` lists how much of it."""
 
-from datamodules.synthetic.writing import main
+from commands.ending import importing
+
+with importing():
+    from commands.synthetic import synthetic
 
 if __name__ == "__main__":
-    main()
+    synthetic()

@@ -5,10 +5,9 @@ about real faces, and each folder carries a `SYNTHETIC` marker that says so. Eve
 seed and of its own number alone.
 """
 
-import argparse
 import csv
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +19,13 @@ from datamodules.labels import CLASSES, SPLITS, VOTE_COLUMNS, Split
 from datamodules.synthetic import SYNTHETIC_MARKER
 from datamodules.synthetic.drawing import render_face
 from datamodules.synthetic.votes import MIN_IMAGES, NUM_VOTES, Sample, plan_split
-from storage.atomic import replace_folder, write_atomically
+from storage.atomic import replace_folder
 
 VERSION = 2  # raised when the same arguments give other bytes, so that older folders are written again
 
 _DRAWN_SIZE = 64  # of a FER+ look-alike before it is reduced and aged
 _FACES_STREAM = 0  # second entry of the seed of a landmarked face; those of FER+ are in `votes`
-_VAL_SEED = 1_000_000  # added to the seed for the landmarked validation faces: people who are not in training
+VAL_SEED = 1_000_000  # added to the seed for the landmarked validation faces: people who are not in training
 _NAMELESS_SHARE = 0.005  # rows of the CSV without an image, as FER+ has them
 
 
@@ -83,28 +82,6 @@ def write_ferplus(root: str | Path, counts: Mapping[Split, int], seed: int) -> b
             csv.writer(file, lineterminator="\n").writerows(rows)
 
     return _write_folder(Path(root), {"kind": "ferplus", "counts": dict(counts), "seed": seed}, fill)
-
-
-def main(args: Sequence[str] | None = None) -> None:
-    """Write drawn faces: DIR/faces/train and DIR/faces/val with landmarks, --size pixels wide, and DIR/ferplus."""
-    parser = argparse.ArgumentParser("python -m datamodules.synthetic", description=main.__doc__, allow_abbrev=False)
-    parser.add_argument("--root", type=Path, required=True, metavar="DIR")
-    defaults = {"faces": 200, "val-faces": 40, "size": 128, "train": 1200, "val": 240, "test": 240, "seed": 0}
-    for name, default in defaults.items():
-        parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"default {default}")
-    options = parser.parse_args(args)
-    root, counts = options.root, {split: getattr(options, split) for split in SPLITS}
-    try:
-        wrote = write_faces(root / "faces" / "train", options.faces, options.size, options.seed)
-        wrote |= write_faces(root / "faces" / "val", options.val_faces, options.size, options.seed + _VAL_SEED)
-        wrote |= write_ferplus(root / "ferplus", counts, options.seed)
-        write_atomically(root / SYNTHETIC_MARKER, "")
-    except (ValueError, FileExistsError) as error:
-        parser.error(str(error))
-    except OSError as error:
-        parser.exit(1, f"error: {error}\n")
-    faces, gray = options.faces + options.val_faces, sum(counts.values())
-    print(f"{root}: {faces} landmarked and {gray} 48x48 synthetic faces", "written" if wrote else "were already there")
 
 
 def _check_at_least(name: str, value: int, least: int) -> None:

@@ -357,15 +357,16 @@ def test_two_generators_are_not_mixed(
     assert not np.array_equal(expected(other, levels(8, 8)), expected(generator, levels(8, 8)))
 
 
-def test_a_full_disk_ends_in_one_line(generator: Path, images: Path) -> None:
+def test_a_full_disk_ends_in_one_line(generator: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save(images / "a.png", levels(8, 8))
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
     try:
-        message = exit_code(arguments(generator, images))  # a string: printed, exit code 1
+        assert exit_code(arguments(generator, images)) == 1
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert message == f"error: {images.parent / 'out' / 'a.png'} cannot be written (File too large)"
+    message = f"error: {images.parent / 'out' / 'a.png'} cannot be written (File too large)"
+    assert capsys.readouterr().err.splitlines()[-1] == message
 
 
 def test_heatmaps(generator: Path, images: Path) -> None:
@@ -420,14 +421,15 @@ def test_a_generator_that_fails_in_the_second_process_only(
     mean = np.round(255 * np.array(RGB_MEAN)).astype(np.uint8)
     save(images / "first.png", np.broadcast_to(mean, (16, 16, 3)))  # the largest comes first
     save(images / "second.png", levels(8, 8))
-    assert exit_code(arguments(broken, images, "--devices=2")) == "error: process 1 terminated with exit code 1"
+    assert exit_code(arguments(broken, images, "--devices=2")) == 1
     printed = capfd.readouterr().err
+    assert "error: process 1 terminated with exit code 1" in printed
     assert f"error: {broken}: the generator returned numbers that are not finite" in printed
     assert "Traceback" not in printed
     assert set(snapshot(tmp_path / "out")) <= {"first.png"}
 
 
-def test_a_killed_process_ends_the_others(generator: Path, images: Path) -> None:
+def test_a_killed_process_ends_the_others(generator: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for number in range(2):
         save(images / f"{number}.png", levels(8, 8))
 
@@ -437,7 +439,8 @@ def test_a_killed_process_ends_the_others(generator: Path, images: Path) -> None
         multiprocessing.active_children()[1].kill()
 
     threading.Thread(target=kill_one, daemon=True).start()
-    assert "terminated with signal SIGKILL" in str(exit_code(arguments(generator, images, "--devices=2")))
+    assert exit_code(arguments(generator, images, "--devices=2")) == 1
+    assert "terminated with signal SIGKILL" in capsys.readouterr().err
     assert not multiprocessing.active_children()
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from commands.compare import compare
 from comparison.generator_curves import PANELS, best_and_last, draw_generators, read_generators, smooth
-from tests.comparison.test_compare import DIC, write_run
+from tests.comparison.test_compare import DIC, run_compare, write_run
+from tests.tiny_runs import run_record
 
 METRICS = """epoch,step,time,train/g/heatmap,val/psnr_y,val/psnr_y_bicubic,val/nme_interocular
 0,49,09:00:00,0.5,,,
@@ -25,7 +25,7 @@ def run(tmp_path: Path) -> Path:
 
 def write_generator(folder: Path, experiment: str) -> Path:
     folder.mkdir(parents=True)
-    (folder / "run.json").write_text(json.dumps({"experiment": experiment, "arm": None, "seed": 0}))
+    (folder / "run.json").write_text(json.dumps(run_record(folder, experiment=experiment, arm=None)))
     (folder / "metrics.csv").write_text(METRICS)
     return folder
 
@@ -79,7 +79,7 @@ def test_curves_are_written_beside_what_is_there_and_the_table_is_printed(
 ) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "table.md").write_text("of classifiers")
-    assert compare([str(run), "--output", str(tmp_path / "out")]) == 0
+    assert run_compare(tmp_path / "out", run) == 0
     assert (tmp_path / "out" / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "out" / "table.md").read_text() == "of classifiers"
     printed = capsys.readouterr().out
@@ -99,7 +99,7 @@ def test_bad_metrics_are_refused_in_one_line(
     content: str, message: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (run / "metrics.csv").write_text(content)
-    assert compare([str(run), "--output", str(tmp_path / "out")]) == 2
+    assert run_compare(tmp_path / "out", run) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"error: {run}") and message in error and error.count("\n") == 1
     assert not (tmp_path / "out").exists()
@@ -110,6 +110,6 @@ def test_generators_beside_classifiers_are_refused(
 ) -> None:
     classifier = write_run(tmp_path / "dic", "dic", 0, DIC)
     for runs in ([run, classifier], [classifier, run]):
-        assert compare([*map(str, runs), "--output", str(tmp_path / "out")]) == 2
+        assert run_compare(tmp_path / "out", *runs) == 2
         message = f"error: {run} trained a generator, {classifier} a classifier: compare them separately\n"
         assert capsys.readouterr().err == message

@@ -156,7 +156,7 @@ def test_upscaler_that_returns_something_else(tmp_path: Path) -> None:
 def test_disk_too_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")(10**9, 10**9 - 40_000, 40_000)
     monkeypatch.setattr(upscaled_cache.shutil, "disk_usage", lambda folder: usage)
-    with pytest.raises(ValueError, match="cache_dir can name another place"):
+    with pytest.raises(OSError, match="cache_dir can name another place"):
         fill(tmp_path)
     assert fill(tmp_path, np.array([0])) == [4]  # 9,216 bytes
 

@@ -14,20 +14,28 @@ from tests.tiny_runs import NETWORK
 
 
 class SmallMemory(DIC):
-    """A generator on a GPU that holds `most` pixels."""
+    """A generator on a device that holds `most` pixels."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, error: Exception) -> None:
         super().__init__(**NETWORK)
-        self.most = most
+        self.most, self.error = most, error
         self.passes: list[tuple[int, ...]] = []
 
     def upscale(self, image: torch.Tensor) -> torch.Tensor:
         self.passes.append((len(image), *image.shape[2:]))
         if image[:, 0].numel() > self.most:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise self.error
         return super().upscale(image)
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+        MemoryError(),
+    ],
+)
 @pytest.mark.parametrize(
     ("most", "passes", "skipped"),
     [
@@ -37,10 +45,10 @@ class SmallMemory(DIC):
     ],
 )
 def test_what_does_not_fit_the_memory_goes_alone_or_in_tiles_or_is_skipped(
-    most: int, passes: list[tuple[int, ...]], skipped: int, capsys: pytest.CaptureFixture[str]
+    most: int, passes: list[tuple[int, ...]], skipped: int, error: Exception, capsys: pytest.CaptureFixture[str]
 ) -> None:
     upscaler = DICUpscaler("never read")
-    upscaler.network = net = SmallMemory(most)
+    upscaler.network = net = SmallMemory(most, error)
     rgb = np.random.default_rng(0).integers(0, 256, (64, 65, 3), dtype=np.uint8)
     images = [SourceImage(UpscaleTask(Path(name), ()), "", rgb, False, None) for name in "ab"]
     results = upscale_batch(upscaler, images, False, 4 * 64 * 64)
@@ -48,7 +56,7 @@ def test_what_does_not_fit_the_memory_goes_alone_or_in_tiles_or_is_skipped(
     assert [image.task.source.name for image, _ in results] == [*"ab"][skipped:]
     assert all([picture.size for picture in pictures] == [(520, 512)] for _, pictures in results)
     skips = capsys.readouterr().err.splitlines()
-    assert skips == [f"skipped: {name}: too large for the memory of the GPU" for name in "ab"][:skipped]
+    assert skips == [f"skipped: {name}: too large for the memory" for name in "ab"][:skipped]
 
 
 def test_heatmap_pixels_lie_on_every_fourth_pixel_of_the_face() -> None:

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
+from commands.synthetic import synthetic as write_built_in
 from datamodules.labels import CLASSES
 from datamodules.synthetic import writing as synthetic
 from datamodules.synthetic.drawing import render_face, smooth_curve
@@ -254,7 +255,7 @@ def test_write_ferplus_refuses_small_splits(tmp_path: Path) -> None:
 def test_command_line_writes_the_same_bytes_every_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def run(root: Path, faces: int = 3) -> str:
         numbers = ["--val-faces", "2", "--size", "32", "--train", "30", "--val", "24", "--test", "24", "--seed", "3"]
-        synthetic.main(["--root", str(root), "--faces", str(faces), *numbers])
+        write_built_in(["--root", str(root), "--faces", str(faces), *numbers])
         return capsys.readouterr().out
 
     def contents(root: Path) -> dict[str, bytes]:
@@ -272,11 +273,11 @@ def test_command_line_writes_the_same_bytes_every_time(tmp_path: Path, capsys: p
 
 def test_command_line_reports_errors_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_:
-        synthetic.main(["--root", str(tmp_path), "--faces", "0"])
+        write_built_in(["--root", str(tmp_path), "--faces", "0"])
     assert exit_.value.code == 2
     assert "count is 0, expected at least 1" in capsys.readouterr().err
     (tmp_path / "file").touch()
     with pytest.raises(SystemExit) as exit_:
-        synthetic.main(["--root", str(tmp_path / "file")])  # not a folder
-    assert exit_.value.code == 1
+        write_built_in(["--root", str(tmp_path / "file")])  # not a folder
+    assert exit_.value.code == 2
     assert capsys.readouterr().err.startswith("error: ")
