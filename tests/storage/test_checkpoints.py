@@ -191,7 +191,7 @@ def test_truncated_files_are_refused(net: DIC, tmp_path: Path, part: float, zipp
 
 def test_text_files_missing_files_and_folders_are_told_apart(tmp_path: Path) -> None:
     (tmp_path / "page.html").write_text("<html>please log in to download</html>")
-    with pytest.raises(CheckpointError, match=r"page\.html \(38 bytes\) cannot be read: it is not a file of torch"):
+    with pytest.raises(CheckpointError, match=r"page\.html \(38 bytes\) cannot be read: it is no file of torch"):
         DIC.from_official(tmp_path / "page.html")
     with pytest.raises(FileNotFoundError, match=r"nothing\.pth: there is no such file"):
         DIC.from_official(tmp_path / "nothing.pth")
@@ -232,7 +232,9 @@ def test_safetensors_of_others_have_no_hash(net: DIC, tmp_path: Path) -> None:
 
 def test_nested_metadata_is_refused(net: DIC, tmp_path: Path) -> None:
     (tmp_path / "deep.safetensors").write_bytes(save(net.state_dict(), {"dic_config": "[" * 100_000}))
-    with pytest.raises(CheckpointError, match=r"deep\.safetensors cannot be read: .* recursion depth"):
+    with pytest.raises(
+        CheckpointError, match=r"deep\.safetensors .*cannot be read: .*damaged or incomplete.*RecursionError"
+    ):
         DIC.from_checkpoint(tmp_path / "deep.safetensors")
 
 
