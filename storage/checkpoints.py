@@ -112,6 +112,7 @@ def _why_unreadable(path: Path, error: Exception) -> str:
             "containers and numpy scalars. Nothing in it was executed"
         )
     return (
-        f"checkpoint {path} ({path.stat().st_size} bytes) cannot be read: it is no file of torch.save or safetensors, is "
-        f"damaged or incomplete, or holds more than tensors, plain containers and numpy scalars ({type(error).__name__})"
+        f"checkpoint {path} ({path.stat().st_size} bytes) cannot be read: it is no file of torch.save or safetensors, "
+        "is damaged or incomplete, or holds more than tensors, plain containers and numpy scalars "
+        f"({type(error).__name__})"
     )
