@@ -205,7 +205,7 @@ class SuperFERCLI(LightningCLI):
             mirror = WandbMirror(folder, online=mode == "online")
             own += [mirror] if mode != "disabled" and settings.logger is not False else []
             own += [ProcessState(), LearningRateMonitor(logging_interval="step")]  # in this order, see ProcessState
-            loggers.insert(0, MetricsCSV(folder, mirror.send))
+            loggers.insert(0, MetricsCSV(folder, mirror.on_row))
         elif checkpoint:
             own.append(PredictionReport(checkpoint))
         return self.instantiate_trainer(

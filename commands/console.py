@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from commands.ending import EXIT_INTERRUPTED, fail, is_interruption, one_line, stop
 from run_state.folder import share_with_children
-from run_state.preemption import EXIT_REQUEUE, PreemptedError
+from run_state.preemption import EXIT_REQUEUE, PreemptedError, StoppedError
 from storage.shortage import find_shortage
 
 if TYPE_CHECKING:  # Lightning and W&B take seconds to import, which the processes that upscale a folder do not need
@@ -126,6 +126,8 @@ def finishing(trainer: "L.Trainer") -> Iterator[None]:
                 raise
             exit_code = EXIT_INTERRUPTED
             stop(KeyboardInterrupt(), _how_to_go_on(trainer))
+        except StoppedError:
+            exit_code = 0
         except UpscalerError as error:
             refuse(error)
         finally:

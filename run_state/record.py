@@ -20,7 +20,7 @@ from run_state.checkpoints import RunCheckpoint
 from run_state.folder import find_checkpoint
 from run_state.identity import read_record, sha256
 from run_state.may_differ import flatten
-from run_state.preemption import PreemptedError
+from run_state.preemption import PreemptedError, StoppedError
 from run_state.wandb_run import wandb_identity
 from storage.atomic import write_atomically
 
@@ -143,7 +143,7 @@ class RunRecord(L.Callback):
         self._end(trainer, "finished")
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        orderly = {KeyboardInterrupt: "interrupted", PreemptedError: "preempted"}
+        orderly = {KeyboardInterrupt: "interrupted", PreemptedError: "preempted", StoppedError: "finished"}
         if type(exception) not in orderly:  # on every rank: the first line is that of the culprit
             place = (
                 f"rank {trainer.global_rank}, epoch {trainer.current_epoch}, batch {trainer.fit_loop.total_batch_idx}"

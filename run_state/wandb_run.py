@@ -157,6 +157,7 @@ class WandbMirror(L.Callback):
                     init_timeout=float(os.environ.get("WANDB_INIT_TIMEOUT", TIMEOUT_S)),
                     finish_timeout=float(os.environ.get("WANDB_FINISH_TIMEOUT", TIMEOUT_S)),
                     finish_timeout_raises=True,
+                    silent=True,  # what there is to say takes a line
                 ),
             )
         except Exception as error:
@@ -167,25 +168,35 @@ class WandbMirror(L.Callback):
         for axis, names in (("epoch", _ONCE_AN_EPOCH[has_arm]), ("trainer/global_step", _IN_EVERY_STEP[has_arm])):
             for name in names:
                 run.define_metric(name, step_metric=axis)
+        print(f"W&B run: {run.url}", flush=True)
         self._run, self._rows, self._sent, self._best = run, 0, run.starting_step, {}
         for row in rows:
             self.send(row)
         run.summary.update(self._best | results)
+
+    def on_row(self, row: Row) -> None:
+        """Send a row that was logged just now, as long as W&B's own process is there."""
+        try:
+            self.send(row)
+        except Exception as error:
+            self._run = None
+            print(f"warning: W&B is gone ({error!r}); training goes on without it", file=sys.stderr, flush=True)
 
     def send(self, row: Row) -> None:
         """Send the next row of `metrics.csv`, unless W&B has it, and say which one is the best so far."""
         if self._run is None:
             return
         number, self._rows = self._rows, self._rows + 1
-        values = {name: float(value) for name, value in row.items() if value != "" and name not in ("step", "time")}
-        step, found, best = int(row["step"]), values.get(self._monitor), self._best.get(f"best/{self._monitor}")
+        values = _numbers(row)
+        step, logged_at = int(values.pop("step", -1)), values.pop("time")
+        found, best = values.get(self._monitor), self._best.get(f"best/{self._monitor}")
         better = found is not None and (best is None or (found > best if self._mode == "max" else found < best))
         if better:
-            self._best = {f"best/{self._monitor}": found, "best/epoch": values["epoch"], "best/step": step}  # type: ignore[dict-item]
+            self._best = {f"best/{self._monitor}": found, "best/epoch": values.get("epoch"), "best/step": step}  # type: ignore[dict-item]
         if number < self._sent:
             return
         pictures = _pictures(self.folder, step + 1) if any(name.startswith("val/") for name in values) else {}
-        place = {"trainer/global_step": step, "_timestamp": float(row["time"])}
+        place = {"trainer/global_step": step, "_timestamp": logged_at}
         self._run.log({**values, **place, **pictures}, step=number)
         if better:  # W&B's own summary="max" forgets what was before a resume
             self._run.summary.update(self._best)
@@ -195,9 +206,9 @@ class WandbMirror(L.Callback):
         if self._run is None:
             return
         run, self._run = self._run, None
-        if exit_code == EXIT_REQUEUE:
-            run.mark_preempting()
-        with suppress(TimeoutError):
+        with suppress(Exception):  # a timeout, or W&B's process is gone; an upload sends the rest
+            if exit_code == EXIT_REQUEUE:
+                run.mark_preempting()
             run.finish(exit_code=exit_code)
             self.complete = True
 
@@ -229,6 +240,15 @@ def _results(folder: Path) -> dict[str, float]:
                 if isinstance(value, float):
                     figures[f"{prefix}/{name}{suffix}"] = value
     return figures
+
+
+def _numbers(row: Row) -> dict[str, float]:
+    """Return the cells that hold numbers; a user's callback may have logged something else."""
+    numbers = {}
+    for name, value in row.items():
+        with suppress(TypeError, ValueError):
+            numbers[name] = float(value)
+    return numbers
 
 
 def _pictures(folder: Path, batch: int) -> dict[str, Any]:

@@ -17,8 +17,6 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from storage.reading import parse_json
-
 DIGEST = "superfer_sha256"  # of all else in a `.safetensors` file, in its metadata: the format has no checksums
 
 
@@ -90,7 +88,7 @@ def _read_safetensors(path: Path) -> dict[str, object]:
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         recorded = texts.pop(DIGEST, None)
         changed = recorded not in (None, _digest(weights, texts))
-        metadata = {name: parse_json(text) for name, text in texts.items() if name != "format"}
+        metadata = {name: json.loads(text) for name, text in texts.items() if name != "format"}
     except Exception as error:
         reason = str(error)[:200]
         raise CheckpointError(f"checkpoint {path} cannot be read: it is damaged or incomplete ({reason})") from error

@@ -17,6 +17,7 @@ from commands.test import test as run_test
 from commands.train import train
 from commands.upload import upload
 from tests.tiny_runs import REPOSITORY, classifier_args, config, generator_options, read_csv
+from tests.torture import children
 from tests.wandb_stub import KEY, Service, StoredRun
 
 
@@ -127,6 +128,22 @@ def test_killed_runs_lose_nothing(mode: str, service: Service, tiny_ferplus: Pat
     assert not [path for path in files if KEY.encode() in path.read_bytes()]
 
 
+def test_killed_upload_goes_on(
+    service: Service, tiny_ferplus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, log = train(classifier_args(tiny_ferplus, tmp_path)), tmp_path / "log.txt"
+    header, *rows = (run / "metrics.csv").read_text().splitlines(keepends=True)
+    (run / "metrics.csv").write_text(header + "".join(rows * 2000))
+    with log.open("wb") as file:
+        command = [sys.executable, str(REPOSITORY / "superfer.py"), "upload", str(run)]
+        process = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
+    wait_until(lambda: any(stored.rows for stored in service.runs.values()), process, log)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    upload([str(run)])
+    check_mirrored(run, service)
+
+
 def test_generator_shows_its_faces(service: Service, tiny_faces: Path, tmp_path: Path) -> None:
     options = [*config("generator/dic_small"), f"--runs={tmp_path}", *generator_options(tiny_faces)]
     run = train([*options, "--trainer.log_every_n_steps=1"])
@@ -164,6 +181,19 @@ def test_lost_network(
     assert json.loads((run / "run.json").read_text())["status"] == "finished"
     assert f"to upload to W&B: superfer upload {run}\n" in log.read_text()
     service.start()
+    upload([str(run)])
+    check_mirrored(run, service)
+
+
+def test_training_survives_the_process_of_wandb(service: Service, tiny_ferplus: Path, tmp_path: Path) -> None:
+    log, runs = tmp_path / "log.txt", tmp_path / "runs"
+    process = start(classifier_args(tiny_ferplus, runs, "--trainer.max_epochs=4"), log, WANDB_FINISH_TIMEOUT="2")
+    wait_until(lambda: bool(list(runs.glob("*/*/metrics.csv"))), process, log)
+    (core,) = children(process.pid, "wandb-core")
+    os.kill(core, signal.SIGKILL)
+    assert process.wait(240) == 0, log.read_text()[-3000:]
+    (run,) = runs.glob("*/*")
+    assert f"to upload to W&B: superfer upload {run}\n" in log.read_text()
     upload([str(run)])
     check_mirrored(run, service)
 
