@@ -177,7 +177,7 @@ def test_two_that_resume_automatically_at_once_make_one_run(tiny_ferplus: Path, 
     jobs = [subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     refusals = [said for job in jobs for said in [job.communicate(timeout=300)[1]] if job.returncode]
     assert len(list(tmp_path.glob("*/*/run.json"))) == 1
-    assert all("with these settings is being trained by process" in said for said in refusals)
+    assert all("with these settings is in use by process" in said for said in refusals)
 
 
 def test_a_second_automatic_resume_of_the_same_settings_is_refused(
@@ -191,7 +191,7 @@ def test_a_second_automatic_resume_of_the_same_settings_is_refused(
 
     monkeypatch.setattr("fcntl.lockf", held)
     printed = refused(["--resume", "auto", *classifier_args(tiny_ferplus, tmp_path, TINY)], capsys)
-    assert "ferplus-bilinear with these settings is being trained by another process" in printed
+    assert "ferplus-bilinear with these settings is in use by another process" in printed
     assert not list(tmp_path.glob("*/*_s0"))
 
 
@@ -262,7 +262,7 @@ def test_two_trainings_do_not_share_a_run_folder(
         raise BlockingIOError(errno.EAGAIN, "held")
 
     monkeypatch.setattr("fcntl.lockf", held)
-    assert "is being trained by process" in refused(["--resume", str(run), "--trainer.max_epochs=2"], capsys)
+    assert "is in use by process" in refused(["--resume", str(run), "--trainer.max_epochs=2"], capsys)
     assert "SUPERFER_RUN_FOLDER" not in os.environ
     assert before == contents(run)
 
