@@ -135,7 +135,7 @@ def _check_pair(one: Run, other: Run) -> None:
         raise ValueError(f"{both} are one run, or copies of one (run_id {one.info['run_id']}): name one of them")
     for key in ("data_fingerprint", "synthetic"):
         if one.info[key] != other.info[key]:
-            values = " and ".join(f"{run.info[key]} in {run.folder}" for run in (one, other))
+            values = " and ".join(f"{str(run.info[key])[:12]} in {run.folder}" for run in (one, other))
             raise ValueError(f"{key} is {values}: runs on different data cannot be compared")
     if one.arm == other.arm and one.seed == other.seed:
         settings = changed_settings(one.config, other.config, "compare")

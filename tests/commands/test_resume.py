@@ -18,6 +18,7 @@ from commands.test import test as run_test
 from commands.train import train
 from commands.upscale import upscale
 from datamodules.ferplus.datamodule import FERPlusDataModule
+from run_state.wandb_run import WandbMirror, upload
 from storage.checkpoints import read_checkpoint
 from tests.stopping import KilledError, Stop
 from tests.test_exact_resume import WHOLE, stop
@@ -105,6 +106,22 @@ def test_a_copy_goes_on_as_a_run_of_its_own(run: Path, capsys: pytest.CaptureFix
     assert first["wandb_id"] != second["wandb_id"] and first["run_id"] == second["run_id"]
     train(["--resume", str(copy), "--trainer.max_epochs=3"])
     assert record_of(copy)["wandb_id"] == second["wandb_id"] and "is a copy" not in capsys.readouterr().out
+
+
+def test_a_copy_that_is_uploaded_leaves_the_run_of_the_original_alone(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+
+    def note(mirror: WandbMirror) -> None:
+        opened.append(record_of(mirror.folder)["wandb_id"])
+        mirror.complete = True
+
+    monkeypatch.setattr(WandbMirror, "open", note)
+    copy = shutil.copytree(run, run.with_name("copy"))
+    for folder in (run, copy, copy):
+        upload(folder)
+    assert opened[0] == record_of(run)["wandb_id"] != opened[1] == opened[2]
 
 
 def test_a_finished_run_is_left_as_it_is(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
