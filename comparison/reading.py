@@ -7,17 +7,16 @@ A run folder holds `run.json`, `config.yaml` and `metrics.csv` from training, an
 import csv
 import io
 import itertools
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
-import yaml
 
 from datamodules.labels import CLASSES, SPLITS, Split
 from run_state.folder import read_record
+from storage.reading import parse_json, parse_yaml, read_text
 
 Rule = Literal["majority", "argmax"]
 Subset = Literal["all", "without_train_duplicates"]
@@ -195,11 +194,11 @@ def _read_mapping(path: Path) -> dict[str, Any]:
 def _read(path: Path) -> Any:
     """Return the content of a JSON or YAML file, or the rows of a CSV file by column."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
         if path.suffix == ".csv":
             return list(csv.DictReader(io.StringIO(text, newline="")))
-        return json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        return parse_json(text) if path.suffix == ".json" else parse_yaml(text)
     except FileNotFoundError:
         raise ValueError(f"{path} is missing: the run did not finish, or its folder was copied in part") from None
-    except (ValueError, csv.Error, yaml.YAMLError) as error:
+    except (ValueError, csv.Error) as error:
         raise ValueError(f"{path} is damaged: {error}") from error

@@ -6,7 +6,6 @@ A run folder is `runs/<experiment>/<time>_s<seed>` and holds `config.yaml`, `che
 
 import errno
 import fcntl
-import json
 import os
 import platform
 import sys
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from run_state.may_differ import changed_settings
+from storage.reading import parse_json, read_text
 
 NEWEST_FIRST = ("latest.ckpt", "previous.ckpt", "best.ckpt")
 _CHOSEN = "SUPERFER_RUN_FOLDER"  # tells the folder to the processes that Lightning starts for the other devices
@@ -73,7 +73,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     """
     path = folder / "run.json"
     try:
-        record = json.loads(path.read_text())
+        record = parse_json(read_text(path))
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read ({error}); restore it, or start the run anew") from error
     if not isinstance(record, dict):

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
+from storage.reading import parse_yaml, read_text
 
 Purpose = Literal["resume", "test", "compare"]
 
@@ -77,13 +77,9 @@ def refuse_changes(run: Path, now: Mapping[str, Any], purpose: Purpose, allowed:
     changes = changed_settings(run, now, purpose, allowed)
     if not changes:
         return
-    hint = (
-        f" Only epochs, devices, workers and logging may differ. To change another setting on purpose, pass "
-        f"--allow_change NAME ({NEVER_ON_RESUME} can never change)."
-    )
-    raise ValueError(
-        f"cannot {purpose} {run} with different settings: {'; '.join(changes)}.{hint if purpose == 'resume' else ''}"
-    )
+    more = f"; and {len(changes) - 3} more" if len(changes) > 3 else ""
+    hint = f". Change on purpose: --allow_change NAME (not {NEVER_ON_RESUME})" if purpose == "resume" else ""
+    raise ValueError(f"cannot {purpose} {run} with different settings: {'; '.join(changes[:3])}{more}{hint}")
 
 
 def changed_settings(run: Path, now: Mapping[str, Any], purpose: Purpose, allowed: Sequence[str] = ()) -> list[str]:
@@ -94,9 +90,9 @@ def changed_settings(run: Path, now: Mapping[str, Any], purpose: Purpose, allowe
     """
     path = run / "config.yaml"
     try:
-        before = flatten(yaml.safe_load(path.read_text()) or {})
-    except (yaml.YAMLError, UnicodeDecodeError, AttributeError) as error:
-        raise ValueError(f"{path} cannot be read ({' '.join(str(error).split())[:200]})") from error
+        before = flatten(parse_yaml(read_text(path)) or {})
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{path} cannot be read ({error})") from error
     after = flatten(now)
     shown = [{name: repr(value) for name, value in settings.items()} for settings in (before, after)]
     return [

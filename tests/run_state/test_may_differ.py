@@ -74,7 +74,8 @@ def test_refusals(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(RUN))
     now = yaml.safe_load(yaml.safe_dump(RUN))
     now["trainer"]["max_steps"] = 9
-    with pytest.raises(ValueError, match=r"cannot resume .*trainer\.max_steps is 9, was -1\. Only epochs, devices"):
+    message = r"cannot resume .*trainer\.max_steps is 9, was -1\. Change on purpose: --allow_change NAME"
+    with pytest.raises(ValueError, match=message):
         refuse_changes(tmp_path, now, "resume", ["trainer", "seed_everything"])
     with pytest.raises(ValueError, match=r"--allow_change model\.lr: there is no such setting"):
         refuse_changes(tmp_path, RUN, "resume", ["model.lr"])
