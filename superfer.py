@@ -19,6 +19,7 @@ VERBS = {
     "test": "test a trained classifier on one split of its data",
     "upscale": "upscale a data set into its cache, or a folder of images",
     "compare": "compare runs: tested classifiers (tables, verdict, figures), or generators (curves)",
+    "upload": "send runs to W&B that were trained offline, killed, or tested",
     "prepare": "cut faces out around their landmarks, for training generators",
     "export": "write a generator's weights for other programs",
     "stages": "train all stages of a generator, one after the other",

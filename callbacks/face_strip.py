@@ -1,8 +1,7 @@
 """Show how a generator or hourglass does on a few fixed validation faces, once per validation.
 
 Each face gives one strip: the pictures that the module returns (low resolution, bicubic, every step, high resolution),
-and one of them with the landmarks that were found (red) and the true ones (green). Their keys in W&B are fixed, so that
-its slider walks through the epochs.
+and one of them with the landmarks that were found (red) and the true ones (green).
 """
 
 from pathlib import Path
@@ -11,8 +10,6 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-import wandb
-from lightning.pytorch.loggers import WandbLogger
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
@@ -57,9 +54,9 @@ def compose_strip(
 class FaceStrip(L.Callback):
     """Write strips of the same validation faces after every validation.
 
-    For modules whose `validation_step` returns `panels`, `marked` and `landmarks`, as `GeneratorTask`'s does. Strips go
-    to W&B as `val/sr/<face>`, and as one contact sheet to `<run folder>/faces/batch_<number>.png`. With several
-    processes each contributes its own faces, and rank 0 writes.
+    For modules whose `validation_step` returns `panels`, `marked` and `landmarks`, as `GeneratorTask`'s does. They make
+    one contact sheet, `<run folder>/faces/batch_<number>.png`. With several processes each contributes its own faces,
+    and rank 0 writes.
 
     Args:
         num_faces: how many, spread evenly over the faces that are validated.
@@ -106,8 +103,3 @@ class FaceStrip(L.Callback):
         path = Path(trainer.default_root_dir) / "faces" / f"batch_{trainer.global_step:07d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.concatenate(list(strips.values()))).save(path)
-        caption = f"epoch {trainer.current_epoch}, batch {trainer.global_step}"
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                pictures = {f"val/sr/{name}": wandb.Image(strip, caption=caption) for name, strip in strips.items()}
-                logger.log_metrics(pictures, step=trainer.global_step)  # type: ignore[arg-type]

@@ -12,6 +12,8 @@ from torch.optim import Optimizer
 class FiniteGradients(L.Callback):
     """Check the gradients for NaN and infinity before every optimiser step; a loss that is not finite shows in them.
 
+    Their norm is logged as `grad_norm`, that of a second optimiser as `grad_norm-1`.
+
     In half precision (`16-mixed`) infinite gradients are how the loss scale finds its value: the scaler skips such
     steps itself, until the scale is down to 1.
 
@@ -37,6 +39,8 @@ class FiniteGradients(L.Callback):
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        number = trainer.optimizers.index(optimizer)
+        pl_module.log(f"grad_norm-{number}" if number else "grad_norm", norm)
         if norm.isfinite():
             return
         scaler = getattr(trainer.precision_plugin, "scaler", None)

@@ -8,11 +8,13 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 
 from datamodules.labels import CLASSES
 from metrics.classification import classification_report
+from run_state.checkpoints import RunCheckpoint
+from run_state.identity import sha256
+from run_state.record import conditions
 from storage.atomic import write_atomically
 
 
@@ -20,11 +22,18 @@ class PredictionReport(L.Callback):
     """Write `metrics_{split}.json` and `predictions_{split}.csv` when a test ends.
 
     Figures are given by both label rules, and each also without the images that occur in training. They come from
-    `probability` B,8 of the test step and `index`, `label`, `label_argmax` and `in_train` of the batch.
+    `probability` B,8 of the test step and `index`, `label`, `label_argmax` and `in_train` of the batch. The figures say
+    which run and checkpoint they are of, which predictions, and under what they were computed.
+
+    Args:
+        checkpoint: what is tested.
 
     Raises:
         RuntimeError: At the end of the test, if an image was not predicted, as on several devices.
     """
+
+    def __init__(self, checkpoint: RunCheckpoint) -> None:
+        self.checkpoint = checkpoint
 
     def on_test_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._batches: list[dict[str, Tensor]] = []
@@ -51,20 +60,19 @@ class PredictionReport(L.Callback):
             }
             for rule, label in (("majority", "label"), ("argmax", "label_argmax"))
         }
-        folder, split, checkpoint = Path(trainer.default_root_dir), data.test_split, Path(trainer.ckpt_path or "").name
-        report = {"split": split, "synthetic": data.synthetic, "checkpoint": checkpoint, "rules": rules}
-        write_atomically(folder / f"predictions_{split}.csv", _predictions(names, seen))
-        write_atomically(folder / f"metrics_{split}.json", json.dumps(report, indent=1) + "\n")
-        figures = {
-            f"test/{split}_{rule}_{subset}_{name}": value
-            for rule, reports in rules.items()
-            for subset, values in reports.items()
-            for name, value in values.items()
-            if isinstance(value, float)
+        folder, split, tested = Path(trainer.default_root_dir), data.test_split, self.checkpoint
+        predictions = folder / f"predictions_{split}.csv"
+        write_atomically(predictions, _predictions(names, seen))
+        report = {
+            "split": split,
+            "run_id": tested.run_id,
+            "synthetic": data.synthetic,
+            "checkpoint": tested.facts(),
+            "predictions_sha256": sha256(predictions),
+            **conditions(trainer),
+            "rules": rules,
         }
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                logger.log_metrics(figures)
+        write_atomically(folder / f"metrics_{split}.json", json.dumps(report, indent=1) + "\n")
         main = rules["majority"]["all"]
         if main["n"]:
             images = "synthetic images" if data.synthetic else "images"

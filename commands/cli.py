@@ -16,22 +16,23 @@ import yaml
 from jsonargparse import Namespace, get_loader, set_loader
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import Logger
 
 from callbacks.finite_gradients import FiniteGradients
 from callbacks.prediction_report import PredictionReport
 from callbacks.text_progress import TextProgress
+from callbacks.throughput import Throughput
 from commands.console import keep_freed_memory
 from commands.ranges import check_batches, check_ranges
 from models.bfloat16 import check_bfloat16
-from run_state.checkpoints import AtomicCheckpointIO, LatestCheckpoint
+from run_state.checkpoints import AtomicCheckpointIO, LatestCheckpoint, RunCheckpoint
 from run_state.folder import is_child, new_run_folder, share_with_children, started_processes
+from run_state.identity import is_word
 from run_state.may_differ import INITIAL_WEIGHTS
 from run_state.metrics_csv import MetricsCSV
 from run_state.parser_words import tell
 from run_state.process_state import ProcessState
 from run_state.record import RunRecord, check_same_data
-from run_state.wandb_run import WandbMode, make_wandb_logger, wandb_mode
+from run_state.wandb_run import WandbMirror, WandbMode, wandb_mode
 from storage.reading import check_yaml
 
 Command = Literal["train", "test", "upscale"]
@@ -182,33 +183,36 @@ class SuperFERCLI(LightningCLI):
         self.config_init = self.parser.instantiate(config)
         self.datamodule, self.model = self.config_init.data, self.config_init.model
 
-    def build(self, run: Path | None = None, restarted: bool = False) -> L.Trainer:
+    def build(self, run: Path | None = None, checkpoint: RunCheckpoint | None = None) -> L.Trainer:
         """Make module, data and trainer; refuse what cannot work before a folder is made or W&B is started.
 
         Args:
             run: folder of the run to resume or test; None makes a new one.
-            restarted: a new run's job may have been started before.
+            checkpoint: the one to resume from or to test; a run that was stopped before its first begins again.
 
         Raises:
             ValueError: Settings, data and devices do not go together.
         """
-        self.instantiate(follow_weights=run is None)
+        self.instantiate(follow_weights=checkpoint is None)
         best, modes = self.config.best, self.model.monitored
         if best.monitor not in modes:
             raise ValueError(f"best.monitor is {best.monitor!r}, expected one of {', '.join(modes)}")
         if best.mode != modes[best.monitor]:
             raise ValueError(f"best.mode is {best.mode!r}, expected {modes[best.monitor]!r} for {best.monitor}")
+        upscaler = getattr(self.datamodule, "upscaler", None)
+        if upscaler and not is_word(upscaler.name):
+            raise ValueError(f"the name of the upscaler is {upscaler.name!r}, expected one plain word")
         self.datamodule.check(self.command)
         if self.command == "train":
             check_batches(self.config.trainer, self.datamodule.training_batches)
         if run:
             check_same_data(run, self.datamodule)
-        mode = wandb_mode()
+        mode = wandb_mode() if self.command == "train" else "disabled"
         new = run is None and not is_child()
-        folder = run or new_run_folder(self.config.runs, self.config.experiment, self.seed, restarted)
+        folder = run or new_run_folder(self.config.runs, self.config.experiment, self.seed)
         share_with_children(folder)
         try:
-            self.trainer = self._trainer_in(folder, mode)
+            self.trainer = self._trainer_in(folder, mode, checkpoint)
             self.model.check(self.datamodule, self.trainer)
             self._check_devices()
             self._check_precision()
@@ -221,18 +225,22 @@ class SuperFERCLI(LightningCLI):
             raise
         return self.trainer
 
-    def _trainer_in(self, folder: Path, mode: WandbMode) -> L.Trainer:
+    def _trainer_in(self, folder: Path, mode: WandbMode, checkpoint: RunCheckpoint | None) -> L.Trainer:
         for name in ("best", "latest"):
             self.config_init[name].dirpath = str(folder.resolve() / "checkpoints")
         settings = self.config_init.trainer
-        loggers = self._loggers(folder, mode)
-        own: list[L.Callback] = [RunRecord(self._settings_yaml)]
+        own: list[L.Callback] = [RunRecord(self._settings_yaml, checkpoint)]
+        own += [Throughput()] if self.command == "train" else []
+        loggers = _as_list(None if isinstance(settings.logger, bool) else settings.logger)
         if not sys.stdout.isatty():
             own.append(TextProgress())
         if self.command == "train":
+            mirror = WandbMirror(folder, online=mode == "online")
+            own += [mirror] if mode != "disabled" and settings.logger is not False else []
             own += [ProcessState(), LearningRateMonitor(logging_interval="step")]  # in this order, see ProcessState
-        else:
-            own.append(PredictionReport())
+            loggers.insert(0, MetricsCSV(folder, mirror.on_row))
+        elif checkpoint:
+            own.append(PredictionReport(checkpoint))
         return self.instantiate_trainer(
             default_root_dir=str(folder),
             plugins=[*(settings.plugins or []), AtomicCheckpointIO()],
@@ -240,19 +248,6 @@ class SuperFERCLI(LightningCLI):
             callbacks=[*_as_list(settings.callbacks), *own],
             enable_progress_bar=sys.stdout.isatty() and settings.enable_progress_bar is not False,
         )
-
-    def _loggers(self, folder: Path, mode: WandbMode) -> list[Logger]:
-        """`metrics.csv` for training, W&B, and what the configuration adds; with `trainer.logger: false` the first."""
-        configured = self.config_init.trainer.logger
-        loggers: list[Logger] = [MetricsCSV(folder)] if self.command == "train" else []
-        if configured is False:
-            return loggers
-        if mode != "disabled":
-            upscaler = getattr(self.datamodule, "upscaler", None)
-            arm = upscaler.name if upscaler else type(self.model).__name__
-            tags = [arm, *(["synthetic data"] if self.datamodule.synthetic else []), *self.config.tags]
-            loggers.append(make_wandb_logger(folder, self.config.experiment, self.command, tags, mode))
-        return [*loggers, *_as_list(None if configured is True else configured)]
 
     def _check_devices(self) -> None:
         """Refuse devices without a process or an image, and processes that know nothing of each other."""

@@ -45,7 +45,11 @@ def _compare_generators(options: argparse.Namespace) -> tuple[str, dict[str, byt
 
 
 def _compare_arms(options: argparse.Namespace) -> tuple[str, dict[str, bytes | str]]:
-    report = Report(read_runs(options.runs), options.rule)
+    runs = read_runs(options.runs)
+    from comparison.recomputing import check_figures  # loads PyTorch: not before the runs are found to fit
+
+    check_figures(runs)
+    report = Report(runs, options.rule)
     files: dict[str, bytes | str] = {"comparison.json": report.json(), "table.md": report.markdown()}
     if report.shared_split and not options.no_faces:
         files["figure1.png"] = png(draw_faces(report.arms, report.shared_split, options.rule, report.label))

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from commands.ending import EXIT_INTERRUPTED, fail, is_interruption, one_line, stop
-from run_state.folder import checkpoints, share_with_children
+from run_state.folder import share_with_children
 from run_state.parser_words import tell
-from run_state.preemption import EXIT_REQUEUE, PreemptedError
+from run_state.preemption import EXIT_REQUEUE, PreemptedError, StoppedError
 from storage.shortage import find_shortage
 
 if TYPE_CHECKING:  # Lightning and W&B take seconds to import, which the processes that upscale a folder do not need
@@ -106,8 +106,6 @@ def finishing(trainer: "L.Trainer") -> Iterator[None]:
     A scheduler that wants the machine back ends the work; the exit code is 75 then. A signal during the last upload
     cuts it off, and the exit code is that of the work.
     """
-    import wandb
-
     from datamodules.upscalers import UpscalerError
     from run_state.checkpoints import LatestCheckpoint
 
@@ -119,40 +117,47 @@ def finishing(trainer: "L.Trainer") -> Iterator[None]:
             exit_code = 0
         except PreemptedError as signalled:
             exit_code = EXIT_REQUEUE
-            if wandb.run is not None:
-                wandb.run.mark_preempting()
             stop(signalled, _how_to_go_on(trainer))
         except SystemExit as end:
             if not is_interruption(end):
                 raise
             exit_code = EXIT_INTERRUPTED
             stop(KeyboardInterrupt(), _how_to_go_on(trainer))
+        except StoppedError:
+            exit_code = 0
         except UpscalerError as error:
             refuse(error)
         finally:
             latest.preemption.deferred = False
-            with suppress(PreemptedError, KeyboardInterrupt):
-                _close(trainer, exit_code)
+            _close(trainer, exit_code)
 
 
 def _how_to_go_on(trainer: "L.Trainer") -> str:
     folder = Path(trainer.default_root_dir)
     if trainer.state.fn != "fit":
         return "give the same command again"
-    if checkpoints(folder):
+    if (folder / "run.json").is_file():
         return f"resume with --resume {shlex.quote(str(folder))}"
     return "nothing was trained yet, give the same command again"
 
 
 def _close(trainer: "L.Trainer", exit_code: int) -> None:
-    """Close W&B, so that the next run of this process is another one."""
-    import wandb
+    """Close W&B, so that the next run of this process is another one; a signal cuts the last upload off."""
+    from run_state.wandb_run import WandbMirror
 
     share_with_children(None)
     if not trainer.is_global_zero:
         return
     folder = Path(trainer.default_root_dir)
     print(f"run folder: {folder}", flush=True)
-    wandb.finish(exit_code=exit_code)
-    if any(folder.glob("wandb/offline-run-*")):
-        print(f"to upload to W&B: wandb sync {shlex.quote(str(folder))}/wandb/offline-run-*", flush=True)
+    for mirror in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(mirror, WandbMirror):
+            with suppress(PreemptedError, KeyboardInterrupt):
+                mirror.close(exit_code)
+            if not mirror.complete:
+                print_upload(folder)
+
+
+def print_upload(run: Path) -> None:
+    """Say how to send a run to W&B."""
+    print(f"to upload to W&B: superfer upload {shlex.quote(str(run))}", flush=True)

@@ -18,22 +18,31 @@ from torch import Tensor
 
 from commands.console import Parser, refusals
 from commands.ending import orderly
-from models.loading import DIC_KIND, HOURGLASS_KIND, kind_of, network_weights
+from models.dic import DIC
+from models.hourglass import FeedbackHourglass
+from models.loading import DIC_KIND, DISCRIMINATOR_KIND, HOURGLASS_KIND, kind_of, network_weights
 from run_state.folder import find_checkpoint
 from storage.atomic import write_atomically
 from storage.checkpoints import read_checkpoint, safetensors_bytes
 
-DESCRIPTIONS = ("dic_config", "hourglass_config", "faces")  # what a checkpoint says about its network
+NETWORKS: dict[str, tuple[type[DIC | FeedbackHourglass], str]] = {  # and where a checkpoint describes them
+    DIC_KIND: (DIC, "dic_config"),
+    HOURGLASS_KIND: (FeedbackHourglass, "hourglass_config"),
+}
 DISCRIMINATOR = "discriminator."
 
 
-def official_layout(checkpoint: dict[str, Any], weights: dict[str, Tensor]) -> dict[str, Any]:
+def official_layout(checkpoint: dict[str, Any], path: Path, weights: dict[str, Tensor]) -> dict[str, Any]:
     """Return the networks of a checkpoint, `weights` one of them, in the layout that the authors' code loads."""
     if kind_of(weights) == HOURGLASS_KIND:
         return weights  # their code takes whatever is in the file for parameters, and ignores missing ones
-    entries = checkpoint.get("state_dict", {}).items()
-    opponent = {key.removeprefix(DISCRIMINATOR): value for key, value in entries if key.startswith(DISCRIMINATOR)}
-    return {"netG": weights, "netD": opponent} if opponent else {"state_dict": weights}
+    entries = {str(key): value for key, value in checkpoint.get("state_dict", {}).items()}
+    opponent = {
+        key.removeprefix(DISCRIMINATOR): value for key, value in entries.items() if key.startswith(DISCRIMINATOR)
+    }
+    if not opponent:
+        return {"state_dict": weights}
+    return {"netG": weights, "netD": network_weights(opponent, path, DISCRIMINATOR_KIND)}
 
 
 def write_weights(source: str | Path, out: Path) -> None:
@@ -42,20 +51,25 @@ def write_weights(source: str | Path, out: Path) -> None:
         raise ValueError(f"out is {out}, expected a name that ends in .pth or .safetensors")
     path = find_checkpoint(source)
     checkpoint: dict[str, Any] = read_checkpoint(path)
-    weights = network_weights(checkpoint, path, DIC_KIND, HOURGLASS_KIND)
-    written = kind_of(weights)
+    kind = kind_of(network_weights(checkpoint, path, *NETWORKS)) or ""
+    network, description = NETWORKS[kind]
+    net = network.from_checkpoint(path)  # what fits no network is not written
+    weights, written = dict(net.state_dict()), kind
     if out.suffix == ".pth":
         buffer = io.BytesIO()
-        layout = official_layout(checkpoint, weights)
+        layout = official_layout(checkpoint, path, weights)
         torch.save(layout, buffer)
         write_atomically(out, buffer.getvalue())
-        written = f"{written} and its discriminator" if "netD" in layout else written
-        steps = checkpoint.get("dic_config", {}).get("num_steps", 4)
+        written += " and its discriminator" if "netD" in layout else ""
+        steps = net.config.get("num_steps", 4)
         if steps != 4:
             problem = f"this layout does not record the number of steps ({steps}): readers assume 4"
             print(f"warning: {problem}. Export to .safetensors to keep it", file=sys.stderr)
     else:
-        metadata = {name: checkpoint[name] for name in DESCRIPTIONS if name in checkpoint}
+        metadata: dict[str, object] = {description: net.config}
+        faces = checkpoint.get("faces")
+        if isinstance(faces, dict) and all(type(value) in (int, float) for value in faces.values()):
+            metadata["faces"] = faces
         write_atomically(out, safetensors_bytes(weights, metadata))
     print(f"{written} of {path} written to {out}")
 

@@ -3,14 +3,16 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryFile
 
 from commands.cli import SuperFERCLI
-from commands.console import Parser, finishing, quieten, refusals
+from commands.console import Parser, finishing, print_upload, quieten, refusals
 from commands.ending import orderly
-from run_state.folder import find_checkpoint, find_run, read_record
+from run_state.checkpoints import RunCheckpoint, read_own
+from run_state.folder import find_checkpoint, find_run
+from run_state.identity import read_record
 from run_state.may_differ import refuse_changes
-from storage.checkpoints import read_checkpoint
+from run_state.wandb_run import WandbError, upload, wandb_mode
+from storage.atomic import check_writable
 
 _ONE_DEVICE = ("--trainer.devices=1", "--trainer.num_nodes=1", "--trainer.strategy=auto")  # exact and simple
 
@@ -34,28 +36,36 @@ def test(args: Sequence[str] | None = None) -> Path:
         if options.ckpt_path is None and {"-h", "--help"} & set(arguments):
             SuperFERCLI("test", ["--help"])
         run, checkpoint = _find_tested(options.ckpt_path)
-        TemporaryFile(dir=run).close()  # fails now if nothing can be written, not after the test
         config = ["--config", str(run / "config.yaml"), *_ONE_DEVICE, f"--data.test_split={options.split}"]
         cli = SuperFERCLI("test", [*config, *arguments])
         if cli.config.trainer.fast_dev_run or cli.config.trainer.limit_test_batches is not None:
             raise ValueError("trainer.limit_test_batches and fast_dev_run leave images out; a test needs all of them")
-        refuse_changes(run, cli.settings, "test")
-        trainer = cli.build(run)
+        refuse_changes(run, checkpoint.settings, cli.settings, "test")
+        check_writable(run)  # now, not when the work is done
+        mode = wandb_mode()
+        trainer = cli.build(run, checkpoint)
     with finishing(trainer):
-        trainer.test(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint, weights_only=True)
+        trainer.test(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint.path, weights_only=True)
+    if mode == "online":
+        try:
+            upload(run)
+        except (WandbError, ValueError) as error:  # the latter: it is being trained
+            print(f"warning: {error}", file=sys.stderr, flush=True)
+            mode = "offline"
+    if mode == "offline":
+        print_upload(run)
     return run
 
 
-def _find_tested(path: str | None) -> tuple[Path, Path]:
+def _find_tested(path: str | None) -> tuple[Path, RunCheckpoint]:
     """Run folder and checkpoint that `--ckpt_path` means."""
     if path is None:
         raise FileNotFoundError("--ckpt_path is missing: expected a run folder or a checkpoint in one")
     run, checkpoint = find_run(path), find_checkpoint(path)
-    if (run / "run.json").is_file() and read_record(run).get("arm") is None:
+    if read_record(run)["arm"] is None:
         raise FileNotFoundError(
             f"{run} is the run of a generator; only classifiers are tested (a generator's figures are in metrics.csv)"
         )
     if checkpoint.name != "best.ckpt" and Path(path).is_dir():
         print(f"warning: {run} has no best.ckpt; testing {checkpoint.name}", file=sys.stderr, flush=True)
-    read_checkpoint(checkpoint)  # a damaged file is named here, before anything starts
-    return run, checkpoint
+    return run, read_own(checkpoint, run)  # a damaged file is named here, before anything starts

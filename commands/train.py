@@ -13,8 +13,9 @@ from commands.cli import SuperFERCLI
 from commands.console import Parser, finishing, quieten, refusals, refuse
 from commands.ending import orderly
 from run_state.checkpoints import newest_intact
-from run_state.folder import NEWEST_FIRST, find_checkpoint, find_run, lock, newest_run
-from run_state.may_differ import refuse_changes
+from run_state.folder import NEWEST_FIRST, can_go_on, find_checkpoint, find_run, lock, newest_run, only_auto
+from run_state.identity import detach_copy, read_record
+from run_state.may_differ import read_config, refuse_changes
 from run_state.metrics_csv import cut_back
 from storage.atomic import remove_leftovers
 
@@ -38,24 +39,28 @@ def train(args: Sequence[str] | None = None) -> Path:
             run = _named_run(options.resume)
             cli = SuperFERCLI("train", [*(["--config", str(run / "config.yaml")] if run else []), *arguments])
             if options.resume == "auto":
+                if leads:
+                    stack.enter_context(only_auto(cli.experiment_folder, cli.settings))
                 run = newest_run(cli.experiment_folder, cli.seed, cli.settings, options.allow_change)
                 if leads:
                     print(f"resuming {run}" if run else "no run to resume; starting one", flush=True)
             if run and leads:
                 stack.enter_context(lock(run))  # first: nobody else may change what is read from here on
                 remove_leftovers(run / "checkpoints", older_than=0)
+                detach_copy(run)
+            checkpoint = newest_intact(run) if run else None
             if run:
-                refuse_changes(run, cli.settings, "resume", options.allow_change)
-            point = newest_intact(run) if run else None
-            trainer = cli.build(run, restarted=options.resume == "auto")
+                before = checkpoint.settings if checkpoint else read_config(run)
+                refuse_changes(run, before, cli.settings, "resume", options.allow_change)
+            trainer = cli.build(run, checkpoint)
             folder = Path(trainer.default_root_dir)
-            if point and leads:
-                cut_back(folder / "metrics.csv", point.global_step)
+            if run and leads:
+                cut_back(folder / "metrics.csv", checkpoint.global_step if checkpoint else 0)
             elif leads:
                 stack.enter_context(lock(folder))
         stack.enter_context(finishing(trainer))
-        checkpoint = point.path if point else None
-        trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint, weights_only=True)
+        path = checkpoint.path if checkpoint else None
+        trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=path, weights_only=True)
     return folder
 
 
@@ -75,12 +80,14 @@ def _named_run(resume: str | None) -> Path | None:
     """The run folder that `--resume` names, or None.
 
     Raises:
-        FileNotFoundError: There is none, or it has no checkpoint, or a file in it is named.
+        FileNotFoundError: There is none, or its checkpoints are gone, or a file in it is named.
+        ValueError: `run.json` is missing or damaged.
     """
     if resume in (None, "auto"):
         return None
     run = find_run(str(resume))
     if not Path(str(resume)).is_dir():
         raise FileNotFoundError(f"--resume {resume}: name the run folder, {run}; its newest checkpoint is taken")
-    find_checkpoint(run, NEWEST_FIRST)
+    if not can_go_on(run, read_record(run)):
+        find_checkpoint(run, NEWEST_FIRST)  # raises: says where it was looked for
     return run

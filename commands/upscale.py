@@ -14,7 +14,6 @@ import sys
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from tempfile import TemporaryFile
 
 import torch
 from torch.multiprocessing.spawn import ProcessExitedException, spawn
@@ -27,6 +26,7 @@ from datamodules.upscaled_images import check_origins, is_upscaled, upscale_batc
 from datamodules.upscalers import DICUpscaler, UpscalerError
 from models.tiling import pixels_at_once
 from run_state.folder import find_checkpoint
+from storage.atomic import check_writable
 from storage.shortage import find_shortage
 
 FOLDER_OPTIONS = ("--images", "--out", "--ckpt_path")  # any of them asks for a folder, not for a data set
@@ -112,7 +112,7 @@ def upscale_folder(words: Sequence[str]) -> Path:
         device = _find_device(options.accelerator, options.devices)
         tasks = find_tasks(images, options.images, out, options.heatmaps)
         out.mkdir(parents=True, exist_ok=True)
-        TemporaryFile(dir=out).close()  # fails now if nothing can be written, not after the first batch
+        check_writable(out)  # now, not after the first batch
         check_origins(tasks, generator, options.overwrite)
     missing = [task for task in tasks if not is_upscaled(task, generator)]
     # The authors' layout does not record the number of steps.

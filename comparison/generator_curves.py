@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from comparison.figures import ARM_STYLES
-from comparison.reading import read_info, read_metrics
+from comparison.reading import read_metrics
+from run_state.identity import read_record
 
 Curve = tuple[np.ndarray, np.ndarray]  # batches, values
 
@@ -32,7 +33,7 @@ def read_generators(folders: Sequence[Path]) -> dict[str, dict[str, Curve]]:
     Raises:
         ValueError: A run cannot be read, or has logged nothing that could be shown.
     """
-    experiments = {folder: str(read_info(folder).get("experiment")) for folder in folders}
+    experiments = {folder: str(read_record(folder)["experiment"]) for folder in folders}
     runs = {}
     for folder, experiment in experiments.items():
         logged = read_metrics(folder / "metrics.csv", _METRICS)

@@ -19,7 +19,6 @@ from comparison.statistics import (
     welch_difference,
     wilson_interval,
 )
-from run_state.may_differ import flatten, may_differ
 
 Arms = dict[str, list[Run]]
 
@@ -116,17 +115,6 @@ def verdict(difference: Difference) -> str:
     else:
         finding = f"{better} is better than {worse} by {points} on these images (both intervals exclude 0)"
     return finding + ("; one seed cannot show whether the upscaler makes a difference." if min(seeds) == 1 else ".")
-
-
-def config_differences(runs: Sequence[Run]) -> list[str]:
-    """Say in which settings the runs differ although they should not (`run_state.may_differ`), one line per setting."""
-    flat = {run.folder: flatten(run.config) for run in runs}
-    lines = []
-    for key in sorted(set().union(*flat.values())):
-        values = {folder: repr(config.get(key)) for folder, config in flat.items()}
-        if len(set(values.values())) > 1 and not may_differ(key, "compare"):
-            lines.append(f"{key} is {', '.join(f'{value} in {folder}' for folder, value in values.items())}")
-    return lines
 
 
 def _right(runs: Sequence[Run], split: Split, rule: Rule, images: Subset) -> dict[int, np.ndarray]:

@@ -15,8 +15,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from datamodules.labels import CLASSES, SPLITS, Split
-from run_state.folder import read_record
-from storage.reading import parse_json, parse_yaml, read_text
+from run_state.identity import read_record, sha256
+from run_state.may_differ import changed_settings, read_config
+from storage.reading import parse_json, read_text
 
 Rule = Literal["majority", "argmax"]
 Subset = Literal["all", "without_train_duplicates"]
@@ -26,7 +27,7 @@ CURVES = ("train/acc", "val/acc", "train/loss", "val/loss")
 
 _LABEL_COLUMN: dict[Rule, str] = {"majority": "label", "argmax": "label_argmax"}
 _CLASS_INDEX = {"": -1} | {name: index for index, name in enumerate(CLASSES)}  # empty: dropped by the rule
-_ACCURACY_TOLERANCE = 1e-6  # float32 rounding of a share; one image of 30,000 is 3e-5
+_MOST_EPOCHS = 10**6
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,9 @@ class Predictions:
     in_train: np.ndarray  # bool N, whether the same pixels also occur in the training split
     probabilities: np.ndarray  # float64 N,8 in [0, 1]
     checkpoint: str  # file name of the tested weights
+    global_step: int  # optimiser steps that they have behind them
+    is_stale: bool  # whether the file of that name is another one now
+    results: dict[str, Any]  # metrics_{split}.json
 
     def right(self, rule: Rule) -> np.ndarray:
         """Return bool N: the most probable class is the label."""
@@ -69,22 +73,10 @@ def are_generators(folders: Sequence[Path]) -> bool:
     Raises:
         ValueError: A folder is not a run, or the runs are of both kinds.
     """
-    kinds = {read_info(folder).get("arm", "") is None: folder for folder in folders}
+    kinds = {read_record(folder)["arm"] is None: folder for folder in folders}
     if len(kinds) > 1:
         raise ValueError(f"{kinds[True]} trained a generator, {kinds[False]} a classifier: compare them separately")
     return True in kinds
-
-
-def read_info(folder: Path) -> dict[str, Any]:
-    """Return `run.json` of a run.
-
-    Raises:
-        ValueError: The folder is not a run, or the file is damaged.
-    """
-    if not (folder / "run.json").is_file():
-        kind = "has no run.json" if folder.is_dir() else "is not a folder"
-        raise ValueError(f"{folder} {kind}, expected a run folder such as runs/<experiment>/<time>_s<seed>")
-    return read_record(folder)
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
@@ -111,17 +103,20 @@ def read_metrics(path: Path, names: Sequence[str]) -> dict[str, list[tuple[int, 
             name: [(int(row["epoch"]), int(row["step"]), float(row[name])) for row in rows if row.get(name)]
             for name in names
         }
+        for name, (epoch, _, value) in ((name, point) for name, logged in points.items() for point in logged):
+            if not 0 <= epoch < _MOST_EPOCHS:
+                raise ValueError(f"epoch is {epoch}, expected 0 to {_MOST_EPOCHS}")
+            if name.endswith("/acc") and not 0 <= value <= 1:
+                raise ValueError(f"{name} is {value} in epoch {epoch}, expected 0 to 1")
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
     return {name: logged for name, logged in points.items() if logged}
 
 
 def _read_run(folder: Path) -> Run:
-    info = read_info(folder)
-    for key, expected in {"arm": str, "seed": int, "data_fingerprint": str, "synthetic": bool}.items():
-        if not isinstance(info.get(key), expected):
-            raise ValueError(f"{folder / 'run.json'}: {key} is {info.get(key)!r}, expected {expected.__name__}")
-    tested = {split: _read_split(folder, split) for split in SPLITS if (folder / f"metrics_{split}.json").exists()}
+    info = read_record(folder)
+    files = {split: folder / f"metrics_{split}.json" for split in SPLITS}
+    tested = {split: _read_split(folder, split, info["run_id"]) for split, path in files.items() if path.exists()}
     if not tested:
         command = f"superfer test --ckpt_path {folder} --split test"
         raise ValueError(f"{folder} was not tested (no metrics_SPLIT.json); run `{command}` first")
@@ -131,19 +126,22 @@ def _read_run(folder: Path) -> Run:
         raise ValueError(f"{folder / 'metrics.csv'} has no value of {missing[0]}: no epoch ended; resume the training")
     # The last value of an epoch: a resumed run may have logged it twice.
     curves = {name: {epoch: value for epoch, _, value in points[name]} for name in CURVES}
-    return Run(folder, info["arm"], info["seed"], info, _read_mapping(folder / "config.yaml"), curves, tested)
+    return Run(folder, info["arm"], info["seed"], info, read_config(folder), curves, tested)
 
 
 def _check_pair(one: Run, other: Run) -> None:
     both = f"{one.folder} and {other.folder}"
+    if one.info["run_id"] == other.info["run_id"]:
+        raise ValueError(f"{both} are one run, or copies of one (run_id {one.info['run_id']}): name one of them")
     for key in ("data_fingerprint", "synthetic"):
         if one.info[key] != other.info[key]:
             values = " and ".join(f"{run.info[key]} in {run.folder}" for run in (one, other))
             raise ValueError(f"{key} is {values}: runs on different data cannot be compared")
     if one.arm == other.arm and one.seed == other.seed:
-        raise ValueError(
-            f"{both} are both arm {one.arm} with seed {one.seed}: a repeated run is not another seed; name one of them"
-        )
+        settings = changed_settings(one.config, other.config, "compare")
+        other_settings = f"but their settings differ ({'; '.join(settings)})"
+        why = other_settings if settings else "and a repeated run is not another seed"
+        raise ValueError(f"{both} are both arm {one.arm} with seed {one.seed}, {why}; name one of them")
     if one.arm == other.arm and one.info.get("generator_fingerprint") != other.info.get("generator_fingerprint"):
         raise ValueError(f"{both} are both arm {one.arm}, but their generators differ: compare them separately")
     for split in one.tested.keys() & other.tested.keys():
@@ -154,33 +152,35 @@ def _check_pair(one: Run, other: Run) -> None:
                 raise ValueError(f"predictions_{split}.csv of {both} differ: {rows}; test both runs again")
 
 
-def _read_split(folder: Path, split: Split) -> Predictions:
-    """Read the predictions, and believe the stored accuracies only if the predictions give the same."""
+def _read_split(folder: Path, split: Split, run_id: str) -> Predictions:
+    """Read the predictions of a test, and refuse results that are not of them, or not of this run."""
     metrics_path, path = folder / f"metrics_{split}.json", folder / f"predictions_{split}.csv"
     metrics, rows = _read_mapping(metrics_path), _read(path)
+    try:
+        tested = metrics["checkpoint"]
+        checkpoint = (folder / "checkpoints" / "x").with_name(str(tested["name"]))
+        step, is_stale = int(tested["global_step"]), checkpoint.is_file() and sha256(checkpoint) != tested["sha256"]
+    except (KeyError, TypeError, ValueError):
+        why = "does not say which checkpoint was tested (earlier versions did not)"
+        raise ValueError(f"{metrics_path} {why}; test the run again") from None
     try:
         predictions = Predictions(
             images=[(row["name"], row["label"], row["label_argmax"], row["in_train"]) for row in rows],
             labels={rule: np.array([_CLASS_INDEX[row[key]] for row in rows]) for rule, key in _LABEL_COLUMN.items()},
             in_train=np.array([row["in_train"] == "1" for row in rows]),
             probabilities=np.array([[float(row[name]) for name in CLASSES] for row in rows]).reshape(-1, 8),
-            checkpoint=str(metrics.get("checkpoint")),
+            checkpoint=checkpoint.name,
+            global_step=step,
+            is_stale=is_stale,
+            results=metrics,
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged: {error}; test the run again") from error
-    for rule, subset in itertools.product(RULES, SUBSETS):
-        counted = predictions.counted(rule, subset)
-        n, correct = int(counted.sum()), int(predictions.right(rule)[counted].sum())
-        try:
-            stored = metrics["rules"][rule][subset]
-            matches = stored["n"] == n and (n == 0 or abs(stored["acc"] - correct / n) <= _ACCURACY_TOLERANCE)
-        except (KeyError, TypeError):
-            matches = False
-        if not matches:
-            raise ValueError(
-                f"{metrics_path} does not match {path.name}, where {correct} of {n} images are right "
-                f"(rules.{rule}.{subset}); test the run again"
-            )
+    for name, expected in {"split": split, "run_id": run_id, "predictions_sha256": sha256(path)}.items():
+        if metrics.get(name) != expected:
+            of = path.name if name == "predictions_sha256" else "the run"
+            found = f"{name} is {metrics.get(name)!r}, expected {expected!r}"
+            raise ValueError(f"{metrics_path} does not match {of}: {found}; test the run again")
     return predictions
 
 
@@ -192,12 +192,12 @@ def _read_mapping(path: Path) -> dict[str, Any]:
 
 
 def _read(path: Path) -> Any:
-    """Return the content of a JSON or YAML file, or the rows of a CSV file by column."""
+    """Return the content of a JSON file, or the rows of a CSV file by column."""
     try:
         text = read_text(path)
         if path.suffix == ".csv":
             return list(csv.DictReader(io.StringIO(text, newline="")))
-        return parse_json(text) if path.suffix == ".json" else parse_yaml(text)
+        return parse_json(text)
     except FileNotFoundError:
         raise ValueError(f"{path} is missing: the run did not finish, or its folder was copied in part") from None
     except (ValueError, csv.Error) as error:

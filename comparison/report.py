@@ -4,11 +4,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, astuple
 
-from comparison.measures import config_differences, group_by_arm, measure_accuracies, measure_differences, verdict
+from comparison.measures import Difference, group_by_arm, measure_accuracies, measure_differences, verdict
 from comparison.reading import Rule, Run, Subset
 from comparison.statistics import CONFIDENCE, RESAMPLES, Estimate
+from comparison.unlikeness import unlike
 from datamodules.labels import SPLIT_TITLES, SPLITS, Split
-from run_state.folder import status
 
 SUBSET_TITLES: dict[Subset, str] = {
     "all": "all images",
@@ -43,12 +43,13 @@ class Report:
         untested = [(run.folder, split) for run in runs for split in SPLITS if split not in run.tested]
         self.missing = [f"superfer test --ckpt_path {folder} --split {split}" for folder, split in untested]
         self.in_paper = [arm for arm in self.arms if arm in PAPER and self.label == "FER+"]
-        self.warnings, self.notes = self._warnings(), self._notes()
+        self.doubts = {arm: self._doubt(arm) for arm in self.arms}
+        self.warnings, self.notes = [sentence for _, sentence in unlike(runs)], self._notes()
 
     def json(self) -> str:
         """Return every number, for programs."""
         info = self.runs[0].info
-        keys = ("arm", "seed", "experiment", "git_commit")
+        keys = ("run_id", "arm", "seed", "experiment", "starts")
         content = {
             "data": {"label": self.label, "synthetic": info["synthetic"], "fingerprint": info["data_fingerprint"]},
             "rule": self.rule,
@@ -56,7 +57,7 @@ class Report:
             "bootstrap_resamples": RESAMPLES,
             "runs": [{"folder": str(run.folder)} | {key: run.info.get(key) for key in keys} for run in self.runs],
             "accuracies": [asdict(accuracy) for accuracy in self.accuracies],
-            "differences": [asdict(difference) | {"verdict": verdict(difference)} for difference in self.differences],
+            "differences": [asdict(difference) | self._verdict(difference) for difference in self.differences],
             "commands_for_missing_splits": self.missing,
             "warnings": self.warnings,
             "notes": self.notes,
@@ -66,8 +67,9 @@ class Report:
     def markdown(self) -> str:
         """Return the tables with verdicts and notes; warnings come first."""
         seeds = "; ".join(f"{arm} {_seeds([run.seed for run in runs])}" for arm, runs in self.arms.items())
-        blocks = [f"# {', '.join(self.arms)} on {self.label}", f"Labels: {self.rule} rule. Seeds: {seeds}."]
+        blocks = [f"# {', '.join(self.arms)} on {self.label}"]
         blocks += [f"**WARNING:** {warning}" for warning in self.warnings]
+        blocks += [f"Labels: {self.rule} rule. Seeds: {seeds}."]
         blocks += self._accuracy_table("all")
         if self.missing:
             blocks += ["A dash is a split that was not tested. To fill it:"]
@@ -105,19 +107,20 @@ class Report:
             intervals = [_percent(d.over_images, "+"), _percent(d.over_seeds, "+") if d.over_seeds else "-"]
             last = ["-", "-"] if d.mcnemar_p is None else [f"{d.only_second} / {d.only_first}", f"{d.mcnemar_p:.3g}"]
             rows.append([split, images, pair, seeds, f"{d.n:,}", *intervals, *last])
+            said = self._verdict(d)["verdict"] or f"no verdict: {self.doubts[d.second]}."
             if d.decides and (d.images == "all" or d.split == "test"):
-                verdicts.append(f"- {split}, {SUBSET_TITLES[d.images]}, {pair}: {verdict(d)}")
+                verdicts.append(f"- {split}, {SUBSET_TITLES[d.images]}, {pair}: {said}")
         title = f"## Difference in points on the same images, with 95 % interval of the paired bootstrap ({self.label})"
         return [title, markdown_table(rows), "\n".join(verdicts)]
 
-    def _warnings(self) -> list[str]:
-        checkpoints = sorted({predictions.checkpoint for run in self.runs for predictions in run.tested.values()})
-        ends = {run.folder: status(run.folder) for run in self.runs}
-        return [
-            *([f"different checkpoints were tested: {', '.join(checkpoints)}."] if len(checkpoints) > 1 else []),
-            *(f"{run} is not finished: its status is {end}." for run, end in ends.items() if end != "finished"),
-            *(f"the arms should differ only in the upscaler, but {line}." for line in config_differences(self.runs)),
-        ]
+    def _doubt(self, arm: str) -> str | None:
+        """Say why the comparison of an arm with the first gives no verdict on the upscaler; None if it gives one."""
+        found = unlike([*next(iter(self.arms.values())), *self.arms[arm]])
+        return f"the arms differ in {', '.join(dict.fromkeys(what for what, _ in found))}" if found else None
+
+    def _verdict(self, difference: Difference) -> dict[str, str | None]:
+        reason = self.doubts[difference.second]
+        return {"verdict": None if reason else verdict(difference), "reason": reason}
 
     def _notes(self) -> list[str]:
         notes = [

@@ -117,13 +117,15 @@ class EmotionClassifier(Task):
             probability = (probability + self(image.flip(-1)).float().softmax(dim=1)) / 2
         return probability
 
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """Return what `callbacks.prediction_sheet` draws: `index` and `label` B, and `probability` B,8."""
         probability, label = self.probabilities(batch["image"]), batch["label"]
         loss = F.nll_loss(probability.clamp(min=1e-12).log(), label)
         self.val_metrics.update(probability, label)
         self.val_recall.update(probability, label)
         self.log("val/loss", loss, batch_size=len(label), sync_dist=True)
         self.log_dict(self.val_metrics, prog_bar=True)
+        return {"index": batch["index"], "label": label, "probability": probability}
 
     def on_validation_epoch_end(self) -> None:
         for name, value in zip(CLASSES, self.val_recall.compute(), strict=True):

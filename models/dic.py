@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.hourglass import FeedbackHourglass
-from models.loading import DIC_KIND, build_strictly, network_weights
+from models.loading import DIC_KIND, build_strictly, check_size, network_weights
 from storage.checkpoints import read_checkpoint
 
 SCALE = 8
@@ -148,11 +148,11 @@ class DIC(nn.Module):
     initialisation the heatmaps grow several hundredfold per step.
 
     Args:
-        num_features: F.
-        num_steps: T, collaborations between recovery and landmarks; the parameters are shared, so it may differ
-            between training and use.
-        num_groups: G, projection pairs in a feedback block.
-        num_fusion_blocks: residual blocks of the attentive fusion.
+        num_features: F, up to 1024.
+        num_steps: T, up to 16, collaborations between recovery and landmarks; the parameters are shared, so it may
+            differ between training and use.
+        num_groups: G, up to 32, projection pairs in a feedback block.
+        num_fusion_blocks: up to 64, residual blocks of the attentive fusion.
         hourglass_features: width of the hourglass.
         num_landmarks: K, 68: the attention maps are defined by the iBUG points.
     """
@@ -170,9 +170,10 @@ class DIC(nn.Module):
         self.config = dict(num_features=num_features, num_steps=num_steps, num_groups=num_groups)
         self.config |= dict(num_fusion_blocks=num_fusion_blocks, hourglass_features=hourglass_features)
         self.config |= dict(num_landmarks=num_landmarks)
-        for name, least in (("num_features", 1), ("num_steps", 1), ("num_groups", 1), ("num_fusion_blocks", 0)):
-            if self.config[name] < least:
-                raise ValueError(f"{name} is {self.config[name]}, expected at least {least}")
+        check_size("num_features", num_features, 1, 1024)
+        check_size("num_steps", num_steps, 1, 16)
+        check_size("num_groups", num_groups, 1, 32)
+        check_size("num_fusion_blocks", num_fusion_blocks, 0, 64)
         self.num_steps = num_steps
         self.conv_in = nn.Sequential(nn.Conv2d(3, 4 * num_features, 3, padding=1), nn.PReLU(), nn.PixelShuffle(2))
         self.first_block = FeedbackBlock(num_features, num_features, num_groups)
@@ -199,8 +200,8 @@ class DIC(nn.Module):
         checkpoint = read_checkpoint(path)
         weights = network_weights(checkpoint, path, DIC_KIND)
         if num_steps is None:
-            recorded = checkpoint.get("dic_config")
-            num_steps = recorded.get("num_steps", 4) if isinstance(recorded, dict) else 4
+            recorded = checkpoint.get("dic_config", {"num_steps": 4})
+            num_steps = recorded.get("num_steps") if isinstance(recorded, dict) else None  # which `DIC` refuses
         return build_strictly(cls, _sizes(weights) | {"num_steps": num_steps}, weights, path)
 
     @classmethod
@@ -257,8 +258,8 @@ def _sizes(weights: dict[str, Tensor]) -> dict[str, int]:
         return len({key.removeprefix(prefix).split(".")[0] for key in weights if key.startswith(prefix)})
 
     return {
-        "num_features": len(weights["conv_in.0.weight"]) // 4,
+        "num_features": weights["conv_in.0.weight"].shape[:1].numel() // 4,
         "num_groups": count("first_block.upBlocks."),
         "num_fusion_blocks": count("block.fusion_block.resnet."),
-        "hourglass_features": len(weights["HG.compress_in.weight"]) // 2,
+        "hourglass_features": weights["HG.compress_in.weight"].shape[:1].numel() // 2,
     }

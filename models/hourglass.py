@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.loading import HOURGLASS_KIND, build_strictly, network_weights
+from models.loading import HOURGLASS_KIND, build_strictly, check_size, network_weights
 from storage.checkpoints import read_checkpoint
 
 HOURGLASS_DEPTH = 4  # halvings inside the hourglass: its grid must be divisible by 2**4
@@ -81,15 +81,16 @@ class FeedbackHourglass(nn.Module):
     """Landmark estimator of DIC: an hourglass that also sees its own hidden features of the previous step.
 
     Args:
-        num_features: C, width of the features and of the hidden state; a multiple of 4.
+        num_features: C, up to 2048, width of the features and of the hidden state; a multiple of 4.
         num_landmarks: K, 68: the only set of points that the faces have.
     """
 
     def __init__(self, num_features: int = 256, num_landmarks: int = 68) -> None:
         super().__init__()
         self.config = dict(num_features=num_features, num_landmarks=num_landmarks)
-        if num_features < 4 or num_features % 4:
-            raise ValueError(f"num_features is {num_features}, expected a positive multiple of 4")
+        check_size("num_features", num_features, 4, 2048)
+        if num_features % 4:
+            raise ValueError(f"num_features is {num_features}, expected a multiple of 4")
         if num_landmarks != 68:
             raise ValueError(f"num_landmarks is {num_landmarks}, expected 68")
         quarter, half, full = num_features // 4, num_features // 2, num_features
@@ -109,7 +110,8 @@ class FeedbackHourglass(nn.Module):
     def from_checkpoint(cls, path: str | Path) -> Self:
         """Load a trained hourglass, ours or the authors' (`FB_HG_68_CelebA.pth`), as `DIC.from_checkpoint` does."""
         weights = network_weights(read_checkpoint(path), path, HOURGLASS_KIND)
-        return build_strictly(cls, {"num_features": len(weights["compress_in.weight"]) // 2}, weights, path)
+        num_features = weights["compress_in.weight"].shape[:1].numel() // 2
+        return build_strictly(cls, {"num_features": num_features}, weights, path)
 
     def forward(self, image: Tensor, hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Estimate heatmaps; the state goes in and comes out, none is kept on the module.

@@ -5,7 +5,7 @@ state dict, or one under `netG`, `state_dict` or `model`, with or without `modul
 a network are read off its weights; the number of steps, which leaves no trace in them, is in our `dic_config`.
 """
 
-import textwrap
+import reprlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,7 +18,8 @@ from storage.checkpoints import CheckpointError
 WEIGHT_KEYS = ("netG", "state_dict", "model")  # where published checkpoints keep the network, first match wins
 OWN_PREFIX = "net."  # what a LightningModule of this project calls its network
 MODULE_PREFIX = "module."  # left by DataParallel
-MAX_LISTED = 500  # characters
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+MAX_LISTED = 3  # of the keys in a message
 
 DIC_KIND, HOURGLASS_KIND = "a DIC generator", "a feedback hourglass"
 FEATURES_KIND, DISCRIMINATOR_KIND = "the features of LightCNN", "a LightCNN discriminator"
@@ -38,12 +39,12 @@ def network_weights(checkpoint: Mapping[str, object], path: str | Path, *kinds: 
     """Find the weights of a network of one of these kinds in a checkpoint; return them by key, without prefix.
 
     Raises:
-        CheckpointError: it seems to hold another network, no weights, or tensors that are not floating-point.
+        CheckpointError: it seems to hold another network, no weights, or anything but finite tensors of plain numbers.
     """
     weights = next((checkpoint[key] for key in WEIGHT_KEYS if key in checkpoint), checkpoint)
     if not isinstance(weights, Mapping) or not any(isinstance(value, Tensor) for value in weights.values()):
         raise CheckpointError(
-            f"checkpoint {path} holds {_listed(checkpoint)}, expected weights by name, plain or under one of "
+            f"checkpoint {path} holds {listed(checkpoint)}, expected weights by name, plain or under one of "
             f"{', '.join(WEIGHT_KEYS)}"
         )
     own = {key: value for key, value in weights.items() if str(key).startswith(OWN_PREFIX)}
@@ -52,18 +53,39 @@ def network_weights(checkpoint: Mapping[str, object], path: str | Path, *kinds: 
     named = {str(key).removeprefix(prefix): value for key, value in weights.items()}
     kind = kind_of(named)
     if kind not in kinds:
-        found = kind or _listed(named)
+        found = kind or listed(named)
         raise CheckpointError(f"checkpoint {path} seems to hold {found}, expected {' or '.join(kinds)}")
-    strange = [key for key, value in named.items() if not (isinstance(value, Tensor) and value.is_floating_point())]
+    strange = [key for key, value in named.items() if not _is_plain(value)]
     if strange:
-        raise CheckpointError(f"checkpoint {path} holds {_listed(strange)}, expected floating-point tensors only")
+        raise CheckpointError(
+            f"checkpoint {path} holds {listed(strange)}, expected floating-point tensors, stored in full"
+        )
+    broken = [key for key, value in named.items() if not value.float().isfinite().all()]
+    if broken:
+        raise CheckpointError(
+            f"checkpoint {path} holds numbers that are not finite in {listed(broken)}; did its training fail?"
+        )
     return named
+
+
+def _is_plain(value: object) -> bool:
+    """Return whether this is a tensor whose numbers are all there: not sparse, on no device, or a view of a few."""
+    if not isinstance(value, Tensor) or value.dtype not in DTYPES or value.is_nested:
+        return False
+    size = value.numel() * value.element_size()
+    return value.layout is torch.strided and value.device.type == "cpu" and value.untyped_storage().nbytes() >= size
 
 
 def kind_of(weights: Iterable[str]) -> str | None:
     """Return which network the keys seem to belong to; None if they tell nothing."""
     keys = set(weights)
     return next((kind for telling, kind in _TELLING_KEYS if keys.issuperset(telling)), None)
+
+
+def check_size(name: str, value: object, least: int, most: int) -> None:
+    """Refuse a size of a network that is no integer or out of bounds: files ask for it, too."""
+    if type(value) is not int or not least <= value <= most:
+        raise ValueError(f"{name} is {reprlib.repr(value)}, expected an integer from {least} to {most}")
 
 
 def build_strictly(network: type[Net], config: dict[str, Any], weights: Mapping[str, Tensor], path: str | Path) -> Net:
@@ -74,20 +96,36 @@ def build_strictly(network: type[Net], config: dict[str, Any], weights: Mapping[
     try:
         with torch.device("meta"):  # shapes only: initial values would be thrown away
             net = network(**config)
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"checkpoint {path}: cannot build {network.__name__} from {config}: {error}") from error
-    load_strictly(net.to_empty(device="cpu"), weights, path)
+    except Exception as error:
+        raise CheckpointError(f"checkpoint {path}: cannot build {network.__name__}: {error}") from error
+    check_fit(net, weights, path)  # before memory is taken
+    net.to_empty(device="cpu").load_state_dict(weights)
     return net.eval()
 
 
 def load_strictly(net: nn.Module, weights: Mapping[str, Tensor], path: str | Path) -> None:
     """Load weights that must fit key by key and shape by shape, or raise CheckpointError."""
-    try:
-        net.load_state_dict(weights)
-    except RuntimeError as error:
-        problems = textwrap.shorten(str(error).partition("\n")[2], MAX_LISTED, placeholder=" ...")
-        raise CheckpointError(f"checkpoint {path} does not fit {type(net).__name__}: {problems}") from error
+    check_fit(net, weights, path)
+    net.load_state_dict(weights)
 
 
-def _listed(keys: Iterable[object]) -> str:
-    return textwrap.shorten(", ".join(map(str, keys)), MAX_LISTED, placeholder=" ...") or "nothing"
+def check_fit(net: nn.Module, weights: Mapping[str, Tensor], path: str | Path) -> None:
+    """Refuse weights that do not have the keys and shapes of a network's."""
+    expected = {key: list(value.shape) for key, value in net.state_dict().items()}
+    found = {key: list(value.shape) for key, value in weights.items()}
+    problems = [f"no {key}" for key in expected if key not in found]
+    problems += [f"{key} left over" for key in found if key not in expected]
+    problems += [
+        f"{key} of shape {shape}, expected {expected[key]}"
+        for key, shape in found.items()
+        if expected.get(key, shape) != shape
+    ]
+    if problems:
+        raise CheckpointError(f"checkpoint {path} does not fit {type(net).__name__}: {listed(problems)}")
+
+
+def listed(words: Iterable[object]) -> str:
+    """Name the first few of many, each in at most 80 characters."""
+    texts = [text if len(text) <= 80 else f"{text[:77]}..." for text in map(str, words)]
+    more = f" and {len(texts) - MAX_LISTED} more" if len(texts) > MAX_LISTED else ""
+    return ", ".join(texts[:MAX_LISTED]) + more or "nothing"

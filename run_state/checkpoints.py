@@ -15,10 +15,11 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint, GradientAccumulationScheduler, ModelCheckpoint
 
-from run_state.folder import NEWEST_FIRST, checkpoints, find_checkpoint
-from run_state.preemption import PreemptedError, Preemption
+from run_state.folder import checkpoints
+from run_state.identity import read_record, sha256
+from run_state.preemption import PreemptedError, Preemption, StoppedError
 from storage.atomic import write_atomically
 from storage.checkpoints import CheckpointError, read_checkpoint
 
@@ -32,8 +33,9 @@ class LatestCheckpoint(Checkpoint):
     At the end of the training it is saved once more.
 
     When any process receives SIGTERM or SIGUSR1, finish the current optimiser step, save, and raise `PreemptedError`.
-    During validation, or before the training starts, raise it at once: the last checkpoint is still valid. A stop by
-    `trainer.max_time` is put off to the next moment at which the run can be saved.
+    During validation, or before the training starts, raise it at once: the last checkpoint is still valid. A stop
+    within an epoch, by `trainer.max_time` for instance, is put off to the next moment at which the run can be saved,
+    and raises `StoppedError` then: Lightning would close the epoch, which the resumed run goes on with.
 
     A resumed run starts the saved batch again: a callback that keeps a count saves it exactly if it counts in
     `on_train_batch_end`, and one too many in `on_train_batch_start`.
@@ -53,16 +55,22 @@ class LatestCheckpoint(Checkpoint):
         self.preemption = Preemption()
         self._saved_at = time.monotonic()
         self._resumed = False  # no batch has started since
-        self._stop_requested = self._cut_short = False
+        self._stop_requested = False
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Tell `ModelCheckpoint` where a moved run folder lies now: it forgets the best score of another folder."""
+        """Tell `ModelCheckpoint` where a moved run folder lies now: it forgets the best score of another folder.
+
+        Let it forget the score, too, if `best.ckpt` was written after this checkpoint, or is gone: its score belongs to
+        weights that no longer exist, and the next validation is the best of this way of the training.
+        """
         self._resumed = True
         for best in trainer.checkpoint_callbacks:
             state = checkpoint["callbacks"].get(best.state_key)
             if not isinstance(best, ModelCheckpoint) or self.dirpath is None or state is None:
                 continue
-            if best.dirpath == self.dirpath != state["dirpath"]:
+            if best.dirpath == self.dirpath and not _is_from_before(Path(self.dirpath) / "best.ckpt", checkpoint):
+                checkpoint["callbacks"][best.state_key] = best.state_dict()
+            elif best.dirpath == self.dirpath != state["dirpath"]:
                 earlier, state["dirpath"] = state["dirpath"], self.dirpath
                 for name in ("best_model_path", "kth_best_model_path", "last_model_path"):
                     state[name] = state[name].replace(earlier, self.dirpath, 1)
@@ -82,9 +90,9 @@ class LatestCheckpoint(Checkpoint):
         _refuse_different_places(trainer)
         self._saved_at = time.monotonic()
         self.preemption.deferred = True
-
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._cut_short = False
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, GradientAccumulationScheduler):
+                callback.on_train_epoch_start(trainer)  # which a run that resumes within an epoch leaves out
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -92,23 +100,20 @@ class LatestCheckpoint(Checkpoint):
         resumed, self._resumed = self._resumed, False
         if batch_idx % trainer.accumulate_grad_batches:
             return
-        due = time.monotonic() - self._saved_at >= 60 * self.minutes or batch_idx == 0 or self._stop_requested
+        due = time.monotonic() - self._saved_at >= 60 * self.minutes or batch_idx == 0
         due, preempted = self._agree(trainer, due and not resumed)
-        if due or preempted:
+        stopped = self._stop_requested and _may_stop(trainer)
+        if due or preempted or stopped:
             self._save(trainer)
         if preempted:
             raise PreemptedError
-        if self._stop_requested:
-            trainer.should_stop = self._cut_short = True
-            self._stop_requested = False
+        if stopped:
+            raise StoppedError
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if (
-            trainer.should_stop and not self._cut_short
-        ):  # by the clock: nothing else stops in mid-epoch before this hook
-            trainer.should_stop, self._stop_requested = False, True
+        self._put_off_a_stop(trainer)
 
     def on_validation_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -119,9 +124,8 @@ class LatestCheckpoint(Checkpoint):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         started: int = trainer.fit_loop.epoch_loop.batch_progress.current.started  # type: ignore[attr-defined]
-        if trainer.should_stop and not self._cut_short and 0 < started < trainer.num_training_batches:
-            self._save(trainer)  # stopped early in mid-epoch: saved later, the epoch would be taken for done
-            self._cut_short = True
+        if 0 < started < trainer.num_training_batches:
+            self._put_off_a_stop(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # Reading what is logged per epoch is a collective operation, and Lightning's progress bar does it on rank 0
@@ -129,13 +133,15 @@ class LatestCheckpoint(Checkpoint):
         _ = trainer.callback_metrics
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        done = trainer.fit_loop.epoch_loop.batch_progress.current.completed
-        if not (self._cut_short and done < trainer.num_training_batches):  # cut short, the run resumes in mid-epoch
-            self._save(trainer)
+        self._save(trainer)
         self.preemption.deferred = False
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         self.preemption.deferred = False
+
+    def _put_off_a_stop(self, trainer: L.Trainer) -> None:
+        if trainer.should_stop:
+            trainer.should_stop, self._stop_requested = False, True
 
     def _agree(self, trainer: L.Trainer, due: bool) -> tuple[bool, bool]:
         """Whether any rank finds that a checkpoint is due, and whether any has been told to stop."""
@@ -151,13 +157,26 @@ class LatestCheckpoint(Checkpoint):
         self._saved_at = time.monotonic()
 
 
+def _is_from_before(path: Path, checkpoint: dict[str, Any]) -> bool:
+    try:
+        step = read_checkpoint(path)["global_step"]
+    except (CheckpointError, KeyError, OSError):
+        return False
+    return isinstance(step, int) and step <= int(checkpoint["global_step"])
+
+
+def _may_stop(trainer: L.Trainer) -> bool:
+    return trainer.current_epoch >= (trainer.min_epochs or 0) and trainer.global_step >= (trainer.min_steps or 0)
+
+
 def _refuse_different_places(trainer: L.Trainer) -> None:
     """Every rank has looked for the checkpoint by itself; gradients of different weights would be averaged silently."""
     places: list[Any] = [(trainer.current_epoch, trainer.global_step)] * trainer.world_size
     if trainer.world_size > 1:
         torch.distributed.all_gather_object(places, places[0])
     if len(set(places)) > 1:
-        shown = ", ".join(f"rank {rank} epoch {epoch} step {step}" for rank, (epoch, step) in enumerate(places))
+        first = {place: places.index(place) for place in places}
+        shown = ", ".join(f"rank {rank} epoch {epoch} step {step}" for (epoch, step), rank in first.items())
         raise RuntimeError(
             f"the ranks resume from different checkpoints ({shown}): the run folder must be on a file system that all "
             "nodes share"
@@ -165,33 +184,61 @@ def _refuse_different_places(trainer: L.Trainer) -> None:
 
 
 @dataclass(frozen=True)
-class ResumePoint:
-    """The checkpoint that a run resumes from, and the optimiser steps that it has behind it."""
+class RunCheckpoint:
+    """A checkpoint of a run, and what it says of itself: its optimiser steps, and the settings it was trained with."""
 
     path: Path
+    sha256: str
+    run_id: str
     global_step: int
+    epoch: int
+    settings: dict[str, Any]
+
+    def facts(self) -> dict[str, Any]:
+        """Return which checkpoint it is, for `run.json` and the results of a test."""
+        place = {"global_step": self.global_step, "epoch": self.epoch}
+        return {"name": self.path.name, "sha256": self.sha256} | place
 
 
-def newest_intact(run: Path) -> ResumePoint:
-    """Return the newest checkpoint of a run; name those that are damaged, and take the one before.
+def read_own(path: Path, run: Path) -> RunCheckpoint:
+    """Read a checkpoint that a run has written.
 
     Raises:
-        FileNotFoundError: There is none.
+        storage.checkpoints.CheckpointError: It is damaged, or not the checkpoint of a training.
+        ValueError: It is that of another run, or of an earlier version.
+    """
+    record, digest = read_record(run), sha256(path)
+    content: dict[str, Any] = read_checkpoint(path)
+    step, epoch, own = (content.get(name) for name in ("global_step", "epoch", "run"))
+    if "loops" not in content or not isinstance(step, int) or not isinstance(epoch, int):
+        raise CheckpointError(f"{path} is not the checkpoint of a training")
+    if not isinstance(own, dict) or not isinstance(own.get("settings"), dict):
+        raise ValueError(f"{path} does not say of which run it is: an earlier version wrote it; train the run anew")
+    if own.get("run_id") != record["run_id"]:
+        of, instead = (f"{x.get('run_id')} (arm {x.get('arm')}, seed {x.get('seed')})" for x in (own, record))
+        raise ValueError(f"{path} is a checkpoint of run {of}, but {run} is run {instead}")
+    return RunCheckpoint(path, digest, record["run_id"], step, epoch, own["settings"])
+
+
+def newest_intact(run: Path) -> RunCheckpoint | None:
+    """Return the newest checkpoint of a run; name those that are damaged, and take the one before.
+
+    Returns:
+        None if there is none.
+
+    Raises:
         storage.checkpoints.CheckpointError: All are damaged.
+        ValueError: It is that of another run.
     """
     present = checkpoints(run)
     for checkpoint in present:
         try:
-            content = read_checkpoint(checkpoint)
-            step = content.get("global_step")
-            if "loops" not in content or not isinstance(step, int):
-                raise CheckpointError(f"{checkpoint} is not the checkpoint of a training")
-            return ResumePoint(checkpoint, step)
+            return read_own(checkpoint, run)
         except CheckpointError as error:
             if checkpoint == present[-1]:
                 raise
             print(f"warning: {error}; resuming from an earlier one", file=sys.stderr, flush=True)
-    return ResumePoint(find_checkpoint(run, NEWEST_FIRST), 0)  # raises: says where it was looked for
+    return None
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

@@ -6,17 +6,19 @@ A run folder is `runs/<experiment>/<time>_s<seed>` and holds `config.yaml`, `che
 
 import errno
 import fcntl
+import hashlib
 import os
 import platform
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from run_state.may_differ import changed_settings
-from storage.reading import parse_json, read_text
+from run_state.identity import original_of, read_record
+from run_state.may_differ import changed_settings, flatten, may_differ, read_config
 
 NEWEST_FIRST = ("latest.ckpt", "previous.ckpt", "best.ckpt")
 _CHOSEN = "SUPERFER_RUN_FOLDER"  # tells the folder to the processes that Lightning starts for the other devices
@@ -65,43 +67,40 @@ def _runs_inside(path: Path) -> str:
     return f"; {path} holds the runs {', '.join(runs[-5:])}: name one of them" if runs else ""
 
 
-def read_record(folder: Path) -> dict[str, Any]:
-    """Return the content of `run.json`.
-
-    Raises:
-        ValueError: It is damaged.
-    """
-    path = folder / "run.json"
-    try:
-        record = parse_json(read_text(path))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); restore it, or start the run anew") from error
-    if not isinstance(record, dict):
-        raise ValueError(f"{path} holds a {type(record).__name__}, expected a mapping; restore it, or start anew")
-    return record
-
-
 def newest_run(experiment: Path, seed: int, settings: Mapping[str, Any], allowed: Sequence[str] = ()) -> Path | None:
-    """Return the newest run in `runs/<experiment>` with this seed and these settings that can be resumed, or None."""
-    candidates = [
-        path.parent
-        for path in sorted(experiment.glob(f"*_s{seed}/config.yaml"), key=lambda path: path.stat().st_mtime)
-        if checkpoints(path.parent) and _chosen_folder() in (None, path.parent.resolve())
-    ]
-    for run in reversed(candidates):
+    """Return the run in `runs/<experiment>` with this seed and these settings to go on with, or None.
+
+    Those that are not finished come first, then the one started last, as `run.json` says: times of files change with
+    copies. A copy of a run that is still there does not count.
+    """
+    found: list[tuple[datetime, bool, Path, str]] = []
+    for run in sorted(path.parent for path in experiment.glob("*/run.json")):
+        if _chosen_folder() not in (None, run.resolve()):
+            continue
         try:
-            changes = changed_settings(run, settings, "resume", allowed)
-            if not changes:
-                return run
-            reason = f"has other settings: {'; '.join(changes)}"
+            record = read_record(run)
+            if record["seed"] != seed or not can_go_on(run, record):
+                continue
+            if original := original_of(run, record):
+                raise ValueError(f"it is a copy of {original}")
+            changes = changed_settings(read_config(run), settings, "resume", allowed)
         except (ValueError, OSError) as error:
-            reason = str(error)
-        if run is candidates[-1]:
-            print(f"{run}, the newest run, {reason}", file=sys.stderr, flush=True)
-    return None
+            print(f"{run} is skipped: {error}", file=sys.stderr, flush=True)
+            continue
+        started = datetime.fromisoformat(record["starts"][-1]["started"])
+        found.append((started, record["status"] != "finished", run, "; ".join(changes)))
+    if found and max(found)[-1]:
+        print(f"{max(found)[2]}, the newest run, has other settings: {max(found)[-1]}", file=sys.stderr, flush=True)
+    fitting = [(unfinished, started, run) for started, unfinished, run, changes in found if not changes]
+    return max(fitting)[2] if fitting else None
 
 
-def new_run_folder(root: str | Path, experiment: str, seed: int, restarted: bool = False) -> Path:
+def can_go_on(run: Path, record: Mapping[str, Any]) -> bool:
+    """Whether a run has a checkpoint, or was stopped before its first one, so that it begins again."""
+    return bool(checkpoints(run)) or record["status"] != "finished"
+
+
+def new_run_folder(root: str | Path, experiment: str, seed: int) -> Path:
     """Choose the folder of a run, the same for all of its processes, and make it.
 
     It is named after the time; under torchrun or srun, where every process comes here on its own, after the job.
@@ -110,7 +109,6 @@ def new_run_folder(root: str | Path, experiment: str, seed: int, restarted: bool
         root: folder of all runs.
         experiment: its name.
         seed: of the run.
-        restarted: the job may have been started before, and may have died before its first checkpoint.
 
     Raises:
         ValueError: The job has no name, or its folder holds a run already.
@@ -122,9 +120,8 @@ def new_run_folder(root: str | Path, experiment: str, seed: int, restarted: bool
     job = _job()
     if job:
         folder = parent / f"{job}_s{seed}"
-        resumable = bool(checkpoints(folder))
-        # run.json is written once all processes of a job are past this point.
-        if (folder / "run.json").is_file() and (resumable or not restarted):
+        # It is written once all processes of a job are past this point.
+        if (folder / "run.json").is_file():
             raise ValueError(f"{folder} holds a run of this job already; resume it with --resume {folder}")
         folder.mkdir(parents=True, exist_ok=True)
         return folder
@@ -175,7 +172,7 @@ def _chosen_folder() -> Path | None:
 
 
 @contextmanager
-def lock(folder: Path) -> Iterator[None]:
+def lock(folder: Path, name: str = ".lock", what: str = "") -> Iterator[None]:
     """Keep other trainings out of a run folder.
 
     The lock is the kernel's and goes with the process, however it ends. (That of a lost machine goes when the file
@@ -184,7 +181,7 @@ def lock(folder: Path) -> Iterator[None]:
     Raises:
         ValueError: Another process holds it.
     """
-    with (folder / ".lock").open("a+") as file:
+    with (folder / name).open("a+") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -192,8 +189,8 @@ def lock(folder: Path) -> Iterator[None]:
                 file.seek(0)
                 holder = file.read().strip() or "another process"
                 raise ValueError(
-                    f"{folder} is being trained by {holder}; wait for it, or stop it (if that machine is gone, delete "
-                    f"{folder / '.lock'})"
+                    f"{what or folder} is being trained by {holder}; wait for it, or stop it (if that machine is gone, "
+                    f"delete {folder / name})"
                 ) from error
             # a file system without locks
         file.truncate(0)
@@ -202,15 +199,35 @@ def lock(folder: Path) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def only_auto(experiment: Path, settings: Mapping[str, Any]) -> Iterator[None]:
+    """Keep another `--resume auto` with these settings out: two that start at once would make two runs.
+
+    Raises:
+        ValueError: Another process is training with them.
+    """
+    kept = sorted((key, repr(value)) for key, value in flatten(settings).items() if not may_differ(key, "resume"))
+    experiment.mkdir(parents=True, exist_ok=True)
+    name = f".auto-{hashlib.sha256(str(kept).encode()).hexdigest()[:12]}"
+    with lock(experiment, name, f"a run in {experiment} with these settings"):
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                (experiment / name).unlink()
+                experiment.rmdir()  # unless there are runs
+                experiment.parent.rmdir()
+
+
 def status(folder: Path) -> str:
     """Return how a run ended, or "running"; "died" if it never said how, which its free lock shows.
 
     Not for the process that trains the run: closing any handle of the file frees the kernel's lock.
 
     Raises:
-        ValueError: `run.json` is damaged.
+        ValueError: `run.json` is missing or damaged.
     """
-    recorded = str(read_record(folder).get("status", "finished"))
+    recorded = str(read_record(folder)["status"])
     if recorded != "running":
         return recorded
     try:

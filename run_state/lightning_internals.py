@@ -3,7 +3,6 @@
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import WeightAveraging
-from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
@@ -42,8 +41,3 @@ def average_model(averaging: WeightAveraging) -> AveragedModel:
 def blend(averages: list[Tensor], weights: list[Tensor], share: float) -> None:
     """Set each average to `share` of itself and the rest of its weight, all tensors in one launch."""
     torch._foreach_copy_(averages, torch._foreach_lerp(weights, averages, share))
-
-
-def drop_anonymous(logger: WandbLogger) -> None:
-    """Leave out an argument that nobody gave and that W&B warns of."""
-    logger._wandb_init.pop("anonymous", None)

@@ -62,11 +62,42 @@ def may_differ(name: str, purpose: Purpose, allowed: Sequence[str] = ()) -> bool
     return any(f"{name}.".startswith(f"{setting}.") for setting in free)
 
 
-def refuse_changes(run: Path, now: Mapping[str, Any], purpose: Purpose, allowed: Sequence[str] = ()) -> None:
-    """Refuse a configuration with which a run cannot be resumed or tested.
+def read_config(run: Path) -> dict[str, Any]:
+    """Return the settings in `config.yaml` of a run.
 
     Raises:
-        ValueError: Settings differ, or an allowed one does not exist, or `config.yaml` is damaged.
+        ValueError: It is missing or damaged.
+    """
+    path = run / "config.yaml"
+    try:
+        settings = parse_yaml(read_text(path)) or {}
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read ({error})") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path} holds a {type(settings).__name__}, expected key: value pairs")
+    return settings
+
+
+def changed_settings(
+    before: Mapping[str, Any], now: Mapping[str, Any], purpose: Purpose, allowed: Sequence[str] = ()
+) -> list[str]:
+    """Say how a configuration differs from that of a run, as "seed_everything is 1, was 0"."""
+    first, second = flatten(before), flatten(now)
+    shown = [{name: repr(value) for name, value in settings.items()} for settings in (first, second)]
+    return [
+        f"{name} is {shown[1].get(name, 'not set')}, was {shown[0].get(name, 'not set')}"
+        for name in sorted(first.keys() | second.keys())
+        if first.get(name) != second.get(name) and not may_differ(name, purpose, allowed)
+    ]
+
+
+def refuse_changes(
+    run: Path, before: Mapping[str, Any], now: Mapping[str, Any], purpose: Purpose, allowed: Sequence[str] = ()
+) -> None:
+    """Refuse to resume or test a run with other settings than its checkpoint was trained with (`before`).
+
+    Raises:
+        ValueError: Settings differ, or an allowed one does not exist.
     """
     for name in allowed:
         if not any(f"{setting}.".startswith(f"{name}.") for setting in flatten(now)):
@@ -74,29 +105,11 @@ def refuse_changes(run: Path, now: Mapping[str, Any], purpose: Purpose, allowed:
                 f"--allow_change {name}: there is no such setting; expected a name as in config.yaml, for instance "
                 "model.init_args.optimizer.lr"
             )
-    changes = changed_settings(run, now, purpose, allowed)
-    if not changes:
-        return
-    more = f"; and {len(changes) - 3} more" if len(changes) > 3 else ""
-    hint = f". Change on purpose: --allow_change NAME (not {NEVER_ON_RESUME})" if purpose == "resume" else ""
-    raise ValueError(f"cannot {purpose} {run} with different settings: {'; '.join(changes[:3])}{more}{hint}")
-
-
-def changed_settings(run: Path, now: Mapping[str, Any], purpose: Purpose, allowed: Sequence[str] = ()) -> list[str]:
-    """Say how a configuration differs from that of a run, as "seed_everything is 1, was 0".
-
-    Raises:
-        ValueError: `config.yaml` of the run is damaged.
-    """
-    path = run / "config.yaml"
-    try:
-        before = flatten(parse_yaml(read_text(path)) or {})
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"{path} cannot be read ({error})") from error
-    after = flatten(now)
-    shown = [{name: repr(value) for name, value in settings.items()} for settings in (before, after)]
-    return [
-        f"{name} is {shown[1].get(name, 'not set')}, was {shown[0].get(name, 'not set')}"
-        for name in sorted(before.keys() | after.keys())
-        if before.get(name) != after.get(name) and not may_differ(name, purpose, allowed)
-    ]
+    changes = changed_settings(before, now, purpose, allowed)
+    if changes:
+        shown = "; ".join(changes[:2]) + (f"; and {len(changes) - 2} more" if len(changes) > 2 else "")
+        hint = {
+            "resume": f"to change one on purpose, pass --allow_change NAME (never {NEVER_ON_RESUME})",
+            "test": "config.yaml may have been edited since",
+        }
+        raise ValueError(f"cannot {purpose} with different settings: {shown}; {hint[purpose]}: {run}")

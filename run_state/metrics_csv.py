@@ -3,7 +3,7 @@
 import csv
 import io
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from storage.atomic import write_atomically
+
+Row = Mapping[str, Any]
 
 
 class MetricsCSV(Logger):
@@ -21,11 +23,12 @@ class MetricsCSV(Logger):
 
     Args:
         folder: the run folder.
+        listener: is given every row once it is in the file.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, listener: Callable[[Row], None] | None = None) -> None:
         super().__init__()
-        self.path = folder / "metrics.csv"
+        self.path, self.listener = folder / "metrics.csv", listener
         self._columns: list[str] = []
 
     @property
@@ -53,14 +56,31 @@ class MetricsCSV(Logger):
             self._add_columns(new)
         with self.path.open("a", newline="") as file:
             csv.DictWriter(file, self._columns, restval="", lineterminator="\n").writerow(row)
+        if self.listener:
+            self.listener(row)
 
     def _add_columns(self, names: list[str]) -> None:
         """Rewrite the file with more columns; a row that a killed run left half written is dropped."""
-        text = self.path.read_text() if self.path.is_file() else ""
-        reader = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())
-        rows = list(reader)
-        self._columns = list(dict.fromkeys([*(reader.fieldnames or []), *self._columns, *names]))
+        columns, rows = read_rows(self.path)
+        self._columns = list(dict.fromkeys([*columns, *self._columns, *names]))
         _write(self.path, self._columns, rows)
+
+
+def read_rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """Return the columns of `metrics.csv` and its rows, without any that was being written when the power went.
+
+    Raises:
+        ValueError: The file is no CSV.
+    """
+    if not path.is_file():
+        return [], []
+    try:
+        text = path.read_text()
+        reader = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1], newline=""))
+        rows = [row for row in reader if None not in row and None not in row.values()]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} cannot be read ({error}); restore it, or move it away to log anew") from error
+    return list(reader.fieldnames or ()), rows
 
 
 def cut_back(path: Path, global_step: int) -> None:
@@ -73,24 +93,15 @@ def cut_back(path: Path, global_step: int) -> None:
     Raises:
         ValueError: The file is no CSV.
     """
-    if not path.is_file():
-        return
-    try:
-        with path.open(newline="") as file:
-            reader = csv.DictReader(file)
-            columns, rows = list(reader.fieldnames or ()), list(reader)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path} cannot be read ({error}); restore it, or move it away to log anew") from error
-    # A row that was being written when the power went has cells missing.
-    complete = [row for row in rows if None not in row and None not in row.values() and str(row.get("step")).isdigit()]
-    kept = [row for row in complete if int(row["step"]) < global_step]
-    if len(kept) < len(rows):
-        _write(path, columns, kept)
+    columns, rows = read_rows(path)
+    if columns:
+        _write(path, columns, [row for row in rows if row["step"].isdigit() and int(row["step"]) < global_step])
 
 
-def _write(path: Path, columns: list[str], rows: Iterable[Mapping[str, Any]]) -> None:
+def _write(path: Path, columns: list[str], rows: Iterable[Row]) -> None:
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_atomically(path, text.getvalue())
+    if not path.is_file() or path.read_text() != text.getvalue():
+        write_atomically(path, text.getvalue())

@@ -1,24 +1,27 @@
-"""Write down what a run is: its configuration, identity, software and data, in its folder and in W&B."""
+"""Write down what a run is, in its folder: its configuration, identity, software and data."""
 
 import contextlib
-import hashlib
 import json
 import platform
 import subprocess
 import sys
-import time
+import uuid
 from collections.abc import Mapping
-from importlib.metadata import version
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 import yaml
-from lightning.pytorch.loggers import WandbLogger
 
-from run_state.folder import find_checkpoint, read_record
-from run_state.preemption import PreemptedError
-from run_state.wandb_run import run_id
+from run_state.checkpoints import RunCheckpoint
+from run_state.folder import find_checkpoint
+from run_state.identity import read_record, sha256
+from run_state.may_differ import flatten
+from run_state.preemption import PreemptedError, StoppedError
+from run_state.wandb_run import wandb_identity
 from storage.atomic import write_atomically
 
 _PACKAGES = ("lightning", "torch", "torchvision", "torchmetrics", "wandb", "albumentations", "numpy", "jsonargparse")
@@ -38,89 +41,109 @@ def check_same_data(folder: Path, data: Any) -> None:
     """Refuse to resume or test a run with other pixels than it was trained on.
 
     Raises:
-        ValueError: `run.json` of the folder names another arm, data set or generator.
+        ValueError: `run.json` of the folder names another arm, data set or generator, or cannot be read.
     """
-    path = folder / "run.json"
-    if not path.is_file():
-        return
     saved = read_record(folder)
     for key, value in data_identity(data).items():
         if saved.get(key) != value:
-            raise ValueError(f"{path}: {key} is {saved.get(key)!r}, but what is configured now has {value!r}")
+            raise ValueError(
+                f"{folder / 'run.json'}: {key} is {saved.get(key)!r}, but what is configured now has {value!r}"
+            )
 
 
 class RunRecord(L.Callback):
     """Write `config.yaml` and `run.json` when a training starts, and how it ended when it ends.
 
-    The W&B run id is there from the start, so that a killed run can be resumed under the same id. A test leaves both
-    files as they are; its run in W&B gets their content too.
+    The W&B run id is there from the start, so that a killed run can be resumed under the same id. Every checkpoint
+    says whose it is, and which settings it was trained with. A test leaves both files as they are, and so does a resume
+    that finds nothing left to train.
 
     Args:
         config: the configuration, as YAML.
+        checkpoint: where a resumed training goes on.
     """
 
-    def __init__(self, config: str) -> None:
-        self.config = config
+    def __init__(self, config: str, checkpoint: RunCheckpoint | None = None) -> None:
+        self.config, self.checkpoint = config, checkpoint
         self._record: dict[str, Any] = {}  # of the training under way
+        self._begun = False  # and written
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if not trainer.is_global_zero:
             return
         folder = Path(trainer.default_root_dir)
-        logger = next((logger for logger in trainer.loggers if isinstance(logger, WandbLogger)), None)
         earlier = read_record(folder) if (folder / "run.json").is_file() else {}
         if stage == "fit":
-            self._record = self._describe(trainer, pl_module, logger, earlier)
-            write_atomically(folder / "config.yaml", self.config)
-            self._write(trainer)
-        if logger:
-            content = {
-                "config": yaml.safe_load(self.config),
-                "run": {**(self._record or earlier), "folder": folder.name},
-            }
-            logger.experiment.config.update(content, allow_val_change=True)
+            self._record = self._describe(trainer, pl_module, earlier)
+            if self.checkpoint is None:
+                self._begin(trainer)  # before a cache is filled: a kill leaves a run that can begin again
 
-    def _describe(
-        self, trainer: L.Trainer, module: L.LightningModule, logger: WandbLogger | None, earlier: Mapping[str, Any]
-    ) -> dict[str, Any]:
-        data = trainer.datamodule  # type: ignore[attr-defined]
+    def _describe(self, trainer: L.Trainer, module: L.LightningModule, earlier: Mapping[str, Any]) -> dict[str, Any]:
+        data, checkpoint = trainer.datamodule, self.checkpoint  # type: ignore[attr-defined]
         config = yaml.safe_load(self.config)
         weights = {
-            name: earlier.get(name) or _identify(config["model"].get("init_args", {}).get(name))
+            name: earlier.get(name) if checkpoint else _identify(config["model"].get("init_args", {}).get(name))
             for name in ("initial_weights", "hourglass_weights")
         }
+        start = {
+            "started": _now(),
+            **conditions(trainer),
+            "max_epochs": trainer.max_epochs,
+            "max_steps": trainer.max_steps,
+            "checkpoint": checkpoint and checkpoint.facts(),
+        }
         return {
+            "run_id": earlier.get("run_id", uuid.uuid4().hex),
+            "folder": Path(trainer.default_root_dir).resolve().name,
             "experiment": config["experiment"],
             "seed": config["seed_everything"],
-            "wandb_id": logger.version if logger else run_id(Path(trainer.default_root_dir)),
-            **software_state(),
+            **wandb_identity(earlier),
             **data_identity(data),
             "synthetic": data.synthetic,
             "parameters": sum(parameter.numel() for parameter in module.parameters()),
             **weights,
-            "started": earlier.get("started", _now()),
+            "started": earlier.get("started", start["started"]),
+            "starts": [*earlier.get("starts", []), start],
             "status": "running",
         }
+
+    def _begin(self, trainer: L.Trainer) -> None:
+        self._begun = True
+        write_atomically(Path(trainer.default_root_dir) / "config.yaml", self.config)
+        self._write(trainer)
 
     def _write(self, trainer: L.Trainer) -> None:
         write_atomically(Path(trainer.default_root_dir) / "run.json", json.dumps(self._record, indent=1) + "\n")
 
     def _end(self, trainer: L.Trainer, status: str) -> None:
-        if self._record:
+        if self._begun:
             self._record |= {"status": status, "ended": _now()}
             self._write(trainer)
 
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        if self._record:  # on the process that writes
+            names = ("run_id", "arm", "seed", "data_fingerprint", "generator_fingerprint")
+            identity = {name: self._record[name] for name in names}
+            checkpoint["run"] = identity | {"settings": yaml.safe_load(self.config)}
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.is_global_zero:  # a finished run that is "resumed" does not come here
+            if self.checkpoint:
+                self._begin(trainer)
+                _name_other_conditions(*self._record["starts"][-2:])
             folder = Path(trainer.default_root_dir)
             for results in (*folder.glob("metrics_*.json"), *folder.glob("predictions_*.csv")):
                 results.unlink()  # of a checkpoint that this training goes beyond
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._record and not self._begun:
+            print(f"{trainer.default_root_dir} is finished: nothing is left to train", flush=True)
+            self._record = read_record(Path(trainer.default_root_dir))
+            self._begun = self._record["status"] != "finished"  # it was killed after its last checkpoint
         self._end(trainer, "finished")
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        orderly = {KeyboardInterrupt: "interrupted", PreemptedError: "preempted"}
+        orderly = {KeyboardInterrupt: "interrupted", PreemptedError: "preempted", StoppedError: "finished"}
         if type(exception) not in orderly:  # on every rank: the first line is that of the culprit
             place = (
                 f"rank {trainer.global_rank}, epoch {trainer.current_epoch}, batch {trainer.fit_loop.total_batch_idx}"
@@ -131,12 +154,21 @@ class RunRecord(L.Callback):
             self._end(trainer, orderly.get(type(exception), f"failed: {type(exception).__name__}"))
 
 
+def _name_other_conditions(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Say under which other conditions a run goes on than it was started under last."""
+    one, other = flatten(before), flatten(now)
+    names = ("git_commit", "versions.torch", "threads", "cpu_capability")
+    changed = [f"{name} {other.get(name)} (was {one.get(name)})" for name in names if one.get(name) != other.get(name)]
+    if changed:
+        print(f"resuming with other code or another machine: {', '.join(changed)}; not bit-exact", flush=True)
+
+
 def _identify(weights: str | None) -> dict[str, str] | None:
     """Which file of an earlier stage a generator started from; a resumed run does not need it any more."""
     if weights is None:
         return None
     path = find_checkpoint(weights)
-    return {"path": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    return {"path": str(path), "sha256": sha256(path)}
 
 
 def software_state() -> dict[str, object]:
@@ -145,8 +177,29 @@ def software_state() -> dict[str, object]:
     return {
         "git_commit": _git("rev-parse", "HEAD"),
         "git_dirty": None if changes is None else bool(changes),
-        "versions": {name: version(name) for name in _PACKAGES} | {"python": platform.python_version()},
+        "versions": {name: _version(name) for name in _PACKAGES} | {"python": platform.python_version()},
     }
+
+
+def conditions(trainer: L.Trainer) -> dict[str, Any]:
+    """Return under what a trainer runs, as far as results may depend on it; plain types."""
+    device = trainer.strategy.root_device
+    return {
+        **software_state(),
+        "host": platform.node(),
+        "devices": trainer.world_size,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "precision": trainer.precision,
+        "threads": torch.get_num_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # wandb may be left out
+        return None
 
 
 def _git(*words: str) -> str | None:
@@ -160,4 +213,4 @@ def _git(*words: str) -> str | None:
 
 
 def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    return datetime.now().astimezone().isoformat(timespec="milliseconds")

@@ -1,72 +1,279 @@
-"""The run in Weights & Biases that belongs to a run folder.
+"""The run in Weights & Biases: a mirror of a run folder.
 
-Its configuration comes from `run_state.record`, its pictures from `callbacks.face_strip`; metrics are what modules log.
+Row n of `metrics.csv` is step n of the run in W&B, with the time at which it was logged. W&B keeps a prefix of what it
+was sent, and a run that is opened again says how long that is (`starting_step`). So the same few lines send what is
+missing when a training starts, when it resumes after any kill, and in `superfer upload`, which can be killed as well.
+Offline, nothing is kept for W&B: the run folder has everything.
+
+Pictures lie in `<run folder>/<kind>/batch_<number>.png` and go with the row of their validation.
 """
 
+import json
 import os
+import sys
 import uuid
+from collections.abc import Mapping
+from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import wandb
-from lightning.pytorch.loggers import WandbLogger
+import lightning as L
+import yaml
 
-from run_state.folder import read_record
-from run_state.lightning_internals import drop_anonymous
+from run_state.folder import lock
+from run_state.identity import read_record
+from run_state.metrics_csv import Row, read_rows
+from run_state.preemption import EXIT_REQUEUE
+
+if TYPE_CHECKING:  # imported when W&B is used: everything else works without it
+    import wandb
 
 PROJECT = "superfer"
-FINISH_TIMEOUT_S = 60.0  # for the last upload; without network W&B would wait for ever
+TIMEOUT_S = 60.0  # of the first and the last words with W&B; without network the last would take for ever
 WandbMode = Literal["online", "offline", "disabled"]
+_MODES: dict[str, WandbMode] = {
+    "online": "online",
+    "run": "online",
+    "offline": "offline",
+    "dryrun": "offline",
+    "disabled": "disabled",
+}
+# What is logged once an epoch, by whether the run has an arm. A generator is validated every so many batches.
+_ONCE_AN_EPOCH = {True: ("train/*", "val/*", "perf/*"), False: ("perf/*",)}
+_IN_EVERY_STEP = {True: ("lr-*", "grad_norm*"), False: ("lr-*", "grad_norm*", "train/*", "val/*")}
 
 
 def wandb_mode() -> WandbMode:
-    """Return how W&B is to run: as `WANDB_MODE` says, else online if there is a key; it never asks at the terminal.
+    """Return how W&B is to run: as `WANDB_MODE` says, else online if there is a key.
 
     Raises:
-        ValueError: Online is asked for, but there is no key; W&B would ask for it.
+        ValueError: The mode does not exist; or online is asked for, but there is no key.
     """
-    mode = os.environ.get("WANDB_MODE", "")
-    if mode == "disabled":
-        return "disabled"
-    if mode not in ("", "online"):
-        return "offline"
-    try:
-        logged_in = wandb.login(prompt=False, verify=False)
-    except wandb.errors.Error as error:
-        raise ValueError(f"W&B refuses its key: {error}") from error
-    if mode == "online" and not logged_in:
+    asked = os.environ.get("WANDB_MODE", "")
+    if asked and asked not in _MODES:
+        raise ValueError(f"WANDB_MODE is {asked!r}, expected one of {', '.join(_MODES)}")
+    if not asked:
+        return "online" if find_spec("wandb") and _logged_in() else "offline"
+    if _MODES[asked] == "online":
+        require_key()
+    return _MODES[asked]
+
+
+def require_key() -> None:
+    """Refuse to go on without W&B's package or a key; W&B itself would ask at the terminal.
+
+    Raises:
+        ValueError: Something is missing.
+    """
+    if not find_spec("wandb"):
+        raise ValueError("wandb is not installed; pip install wandb")
+    if not _logged_in():
         raise ValueError(
-            "WANDB_MODE is online, but there is no key; set WANDB_API_KEY, log in with `wandb login`, or set "
-            "WANDB_MODE=offline"
+            "W&B has no key; set WANDB_API_KEY, log in with `wandb login`, or train with WANDB_MODE=offline"
         )
-    return "online" if logged_in else "offline"
 
 
-def make_wandb_logger(
-    folder: Path, experiment: str, job_type: str, tags: list[str], mode: Literal["online", "offline"]
-) -> WandbLogger:
-    """Make a run in W&B that is grouped with the others of its experiment; a resumed training keeps its id."""
-    logger = WandbLogger(
-        project=PROJECT,
-        group=experiment,
-        job_type=job_type,
-        name=f"{experiment}_{folder.name}",
-        tags=tags,
-        save_dir=str(folder),
-        offline=mode == "offline",
-        mode=mode,  # said again: W&B has read its environment when it looked for a key
-        id=run_id(folder) if job_type == "train" else None,
-        resume="allow" if mode == "online" else None,
-        settings=wandb.Settings(
-            silent=mode == "offline",  # nothing to say but where the files are, which the command does
-            finish_timeout=float(os.environ.get("WANDB_FINISH_TIMEOUT", FINISH_TIMEOUT_S)),
-        ),
-    )
-    drop_anonymous(logger)
-    return logger
+def _logged_in() -> bool:
+    import wandb
+
+    try:
+        return bool(wandb.login(prompt=False, verify=False))
+    except (wandb.errors.Error, ValueError) as error:
+        raise ValueError(f"W&B refuses its key: {error}") from error
 
 
-def run_id(folder: Path) -> str:
-    """Return the W&B id of the training in a run folder, or a new one."""
-    saved = read_record(folder).get("wandb_id") if (folder / "run.json").is_file() else None
-    return str(saved) if saved else uuid.uuid4().hex[:8]
+def wandb_identity(earlier: Mapping[str, Any]) -> dict[str, str | None]:
+    """Return which run in W&B a training belongs to: what `run.json` says, else what the environment asks for.
+
+    Args:
+        earlier: `run.json`; empty in a new run. An agent of a sweep chooses the id, whatever it says.
+    """
+    sweep = os.environ.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in os.environ else None
+    return {
+        "wandb_id": sweep or earlier.get("wandb_id") or os.environ.get("WANDB_RUN_ID") or uuid.uuid4().hex[:8],
+        "wandb_project": earlier.get("wandb_project") or os.environ.get("WANDB_PROJECT") or PROJECT,
+        "wandb_entity": earlier.get("wandb_entity") or os.environ.get("WANDB_ENTITY"),
+    }
+
+
+class WandbError(Exception):
+    """W&B cannot be reached, or refuses."""
+
+
+class WandbMirror(L.Callback):
+    """Open the run in W&B when a training starts, and send every row, on rank 0.
+
+    If W&B cannot be reached, the training goes on without it; `superfer upload` sends everything later.
+
+    Args:
+        folder: the run folder; `run.json` and `config.yaml` are in it when the run is opened.
+        online: whether to send anything yet.
+
+    Attributes:
+        complete: whether W&B has everything.
+    """
+
+    def __init__(self, folder: Path, online: bool) -> None:
+        self.folder, self.online, self.complete = folder, online, False
+        self._run: wandb.Run | None = None
+        self._rows = self._sent = 0
+        self._best: dict[str, float] = {}
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not (self.online and trainer.is_global_zero):
+            return
+        try:
+            self.open()
+        except WandbError as error:
+            print(f"warning: {error}; training goes on without it", file=sys.stderr, flush=True)
+
+    def open(self) -> None:
+        """Open the run, and send what W&B does not have.
+
+        Raises:
+            WandbError: W&B cannot be reached, or refuses.
+            ValueError: A file of the run folder is damaged.
+        """
+        import wandb
+
+        record = read_record(self.folder)
+        settings: dict[str, Any] = yaml.safe_load((self.folder / "config.yaml").read_text())
+        self._monitor, self._mode = settings["best"]["monitor"], settings["best"]["mode"]
+        rows, results = read_rows(self.folder / "metrics.csv")[1], _results(self.folder)
+        try:
+            run = wandb.init(
+                id=record["wandb_id"],
+                project=record["wandb_project"],
+                entity=record["wandb_entity"],
+                resume="allow",
+                group=record["experiment"],
+                job_type="train",
+                name=f"{record['experiment']}_{self.folder.name}",
+                tags=_tags(record, settings),
+                dir=self.folder,
+                mode="online",  # said again: W&B has read its environment when it looked for a key
+                settings=wandb.Settings(
+                    init_timeout=float(os.environ.get("WANDB_INIT_TIMEOUT", TIMEOUT_S)),
+                    finish_timeout=float(os.environ.get("WANDB_FINISH_TIMEOUT", TIMEOUT_S)),
+                    finish_timeout_raises=True,
+                    silent=True,  # what there is to say takes a line
+                ),
+            )
+        except Exception as error:
+            wandb.teardown()  # forget the run that is half open
+            raise WandbError(f"W&B cannot be reached ({' '.join(str(error).split())[:200]})") from error
+        run.config.update(_config(record, settings), allow_val_change=True)
+        has_arm = record["arm"] is not None
+        for axis, names in (("epoch", _ONCE_AN_EPOCH[has_arm]), ("trainer/global_step", _IN_EVERY_STEP[has_arm])):
+            for name in names:
+                run.define_metric(name, step_metric=axis)
+        print(f"W&B run: {run.url}", flush=True)
+        self._run, self._rows, self._sent, self._best = run, 0, run.starting_step, {}
+        for row in rows:
+            self.send(row)
+        run.summary.update(self._best | results)
+
+    def on_row(self, row: Row) -> None:
+        """Send a row that was logged just now, as long as W&B's own process is there."""
+        try:
+            self.send(row)
+        except Exception as error:
+            self._run = None
+            print(f"warning: W&B is gone ({error!r}); training goes on without it", file=sys.stderr, flush=True)
+
+    def send(self, row: Row) -> None:
+        """Send the next row of `metrics.csv`, unless W&B has it, and say which one is the best so far."""
+        if self._run is None:
+            return
+        number, self._rows = self._rows, self._rows + 1
+        values = _numbers(row)
+        step, logged_at = int(values.pop("step", -1)), values.pop("time")
+        found, best = values.get(self._monitor), self._best.get(f"best/{self._monitor}")
+        better = found is not None and (best is None or (found > best if self._mode == "max" else found < best))
+        if better:
+            self._best = {f"best/{self._monitor}": found, "best/epoch": values.get("epoch"), "best/step": step}  # type: ignore[dict-item]
+        if number < self._sent:
+            return
+        pictures = _pictures(self.folder, step + 1) if any(name.startswith("val/") for name in values) else {}
+        place = {"trainer/global_step": step, "_timestamp": logged_at}
+        self._run.log({**values, **place, **pictures}, step=number)
+        if better:  # W&B's own summary="max" forgets what was before a resume
+            self._run.summary.update(self._best)
+
+    def close(self, exit_code: int) -> None:
+        """End the run in W&B; give up after `WANDB_FINISH_TIMEOUT` seconds."""
+        if self._run is None:
+            return
+        run, self._run = self._run, None
+        with suppress(Exception):  # a timeout, or W&B's process is gone; an upload sends the rest
+            if exit_code == EXIT_REQUEUE:
+                run.mark_preempting()
+            run.finish(exit_code=exit_code)
+            self.complete = True
+
+
+def upload(folder: Path) -> None:
+    """Send what W&B does not have of a run that is not being trained.
+
+    Raises:
+        WandbError: W&B cannot be reached, refuses, or has not got everything.
+        ValueError: The run is being trained (its process sends it), or its folder is damaged.
+    """
+    mirror = WandbMirror(folder, online=True)
+    with lock(folder):
+        ended = str(read_record(folder).get("status"))
+        mirror.open()
+        mirror.close({"finished": 0, "preempted": EXIT_REQUEUE}.get(ended, 1))
+    if not mirror.complete:
+        raise WandbError(f"W&B has not got all of {folder} yet; upload it again")
+
+
+def _results(folder: Path) -> dict[str, float]:
+    """Return the figures of every test by the majority rule, as "test/acc" and "test/acc_without_train_duplicates"."""
+    figures = {}
+    for path in sorted(folder.glob("metrics_*.json")):
+        report = json.loads(path.read_text())
+        prefix = "test" if report["split"] == "test" else f"test_on_{report['split']}"
+        for subset, suffix in (("all", ""), ("without_train_duplicates", "_without_train_duplicates")):
+            for name, value in report["rules"]["majority"][subset].items():
+                if isinstance(value, float):
+                    figures[f"{prefix}/{name}{suffix}"] = value
+    return figures
+
+
+def _numbers(row: Row) -> dict[str, float]:
+    """Return the cells that hold numbers; a user's callback may have logged something else."""
+    numbers = {}
+    for name, value in row.items():
+        with suppress(TypeError, ValueError):
+            numbers[name] = float(value)
+    return numbers
+
+
+def _pictures(folder: Path, batch: int) -> dict[str, Any]:
+    import wandb
+
+    return {path.parent.name: wandb.Image(str(path)) for path in sorted(folder.glob(f"*/batch_{batch:07d}.png"))}
+
+
+def _tags(record: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
+    kind = record["arm"] or settings["model"]["class_path"].rpartition(".")[2]
+    return [kind, f"seed {record['seed']}", *(["synthetic data"] if record["synthetic"] else []), *settings["tags"]]
+
+
+def _config(record: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what W&B shows as columns: what people filter by under short names, then the whole."""
+    model, data, trainer = settings["model"]["init_args"], settings["data"]["init_args"], settings["trainer"]
+    return {
+        "arm": record["arm"],
+        "seed": record["seed"],
+        "arch": model.get("arch") or settings["model"]["class_path"].rpartition(".")[2],
+        "lr": model["optimizer"]["lr"],
+        "batch_size": data["batch_size"],
+        "epochs": trainer["max_epochs"],
+        "devices": record["starts"][-1]["devices"],
+        "data": record["data_fingerprint"],
+        "config": settings,
+        "run": {name: value for name, value in record.items() if name not in ("status", "ended")},  # W&B has its own
+    }

@@ -27,6 +27,16 @@ def write_atomically(path: Path, data: bytes | memoryview | str) -> None:
         raise
 
 
+def check_writable(folder: Path) -> None:
+    """Raise OSError unless a file can be made in a folder."""
+    probe = _temporary(folder / "probe")
+    try:
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise OSError(error.errno, f"nothing can be written there ({error.strerror})", str(folder)) from error
+
+
 def replace_folder(path: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a new folder beside `path`, then put it in its place.
 

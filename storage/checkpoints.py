@@ -5,6 +5,7 @@ and plain containers. The authors' DIC files also hold training records made of 
 are admitted under numpy's names, but resolve to an inert stand-in: the records are dropped, not rebuilt.
 """
 
+import hashlib
 import json
 import re
 import zipfile
@@ -12,9 +13,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
+
+DIGEST = "superfer_sha256"  # of all else in a `.safetensors` file, in its metadata: the format has no checksums
 
 
 class CheckpointError(ValueError):
@@ -52,10 +55,7 @@ def read_checkpoint(path: str | Path) -> dict[str, object]:
         return _read_safetensors(path)
     try:
         if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                damaged = archive.testzip()  # torch does not look at the checksums
-            if damaged:
-                raise CheckpointError(f"checkpoint {path} is damaged: {damaged} has changed since it was written")
+            _check_zip(path)
         with torch.serialization.safe_globals(list(_STAND_INS)):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except CheckpointError:
@@ -67,24 +67,55 @@ def read_checkpoint(path: str | Path) -> dict[str, object]:
     return checkpoint
 
 
+def _check_zip(path: Path) -> None:
+    """Compare the checksums, at which torch does not look, and refuse what would be larger in memory than on disk."""
+    with zipfile.ZipFile(path) as archive:
+        size, claimed = path.stat().st_size, sum(entry.file_size for entry in archive.infolist())
+        if claimed > size:
+            raise CheckpointError(
+                f"checkpoint {path} of {size:,} bytes would be {claimed:,} in memory, expected no more: "
+                "torch.save does not compress"
+            )
+        damaged = archive.testzip()
+    if damaged:
+        raise CheckpointError(f"checkpoint {path} is damaged: {damaged[:80]} has changed since it was written")
+
+
 def _read_safetensors(path: Path) -> dict[str, object]:
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = {name: json.loads(value) for name, value in (file.metadata() or {}).items() if name != "format"}
-            return metadata | {"state_dict": {name: file.get_tensor(name) for name in file.keys()}}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"checkpoint {path} cannot be read: it is damaged or incomplete ({error})") from error
+            texts = dict(file.metadata() or {})
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        recorded = texts.pop(DIGEST, None)
+        changed = recorded not in (None, _digest(weights, texts))
+        metadata = {name: json.loads(text) for name, text in texts.items() if name != "format"}
+    except Exception as error:
+        reason = str(error)[:200]
+        raise CheckpointError(f"checkpoint {path} cannot be read: it is damaged or incomplete ({reason})") from error
+    if changed:
+        raise CheckpointError(f"checkpoint {path} is damaged: its content has changed since it was written")
+    return metadata | {"state_dict": weights}
 
 
 def safetensors_bytes(weights: Mapping[str, Tensor], metadata: Mapping[str, object]) -> bytes:
     """What `read_checkpoint` reads back from a `.safetensors` file; `metadata` in JSON types."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
-    return save(tensors, {"format": "pt"} | {name: json.dumps(value) for name, value in metadata.items()})
+    texts = {"format": "pt"} | {name: json.dumps(value) for name, value in metadata.items()}
+    return save(tensors, texts | {DIGEST: _digest(tensors, texts)})
+
+
+def _digest(weights: Mapping[str, Tensor], texts: Mapping[str, str]) -> str:
+    """Hash the metadata, and the names, types, shapes and numbers of the weights."""
+    digest = hashlib.sha256(json.dumps(texts, sort_keys=True).encode())
+    for name, value in sorted(weights.items()):
+        digest.update(repr((name, value.dtype, list(value.shape))).encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _why_unreadable(path: Path, error: Exception) -> str:
     # PyTorch's own message advises weights_only=False, the one thing not to do with a file that fails here.
-    refused = re.search(r"GLOBAL (\S+)", str(error))
+    refused = re.search(r"GLOBAL (\S{1,100})", str(error))
     if refused:
         return (
             f"checkpoint {path} is refused: loading it would call {refused.group(1)}, expected only tensors, plain "

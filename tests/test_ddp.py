@@ -66,7 +66,6 @@ def trained(tiny_ferplus: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 def test_training(trained: Path) -> None:
     assert json.loads((trained / "run.json").read_text())["status"] == "finished"
-    assert len(list((trained / "wandb").glob("offline-run-*"))) == 1, "only rank 0 logs"
     printed, rows = (trained / "printed.txt").read_text(), read_csv(trained / "metrics.csv")
     assert [row["epoch"] for row in rows if row["val/acc"]] == ["0", "1", "2"]
     images = int(re.search(r"^train, crossentropy, kept +(\d+)", printed, re.MULTILINE)[1])  # type: ignore[index]

@@ -1,6 +1,7 @@
 """Arguments that make the shipped configurations run in seconds, for tests that really run them."""
 
 import csv
+import hashlib
 import time
 from pathlib import Path
 from typing import Any
@@ -85,11 +86,42 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def run_record(folder: Path, seed: int = 0, **facts: Any) -> dict[str, Any]:
+    """Content of ``run.json`` of a finished run that was started once, with other or further ``facts``."""
+    start = {
+        "started": "2026-01-02T03:04:05.000+00:00",
+        "git_commit": "abc",
+        "git_dirty": False,
+        "versions": {"torch": "2.9"},
+        "device": "cpu",
+        "precision": "32-true",
+        "threads": 1,
+        "cpu_capability": "AVX2",
+        "max_epochs": 8,
+        "max_steps": -1,
+        "checkpoint": None,
+    }
+    record = {
+        "run_id": hashlib.md5(str(folder).encode()).hexdigest(),
+        "folder": folder.name,
+        "experiment": "x",
+        "arm": "bilinear",
+        "seed": seed,
+        "wandb_id": "abc",
+        "data_fingerprint": "d" * 64,
+        "synthetic": False,
+        "started": start["started"],
+        "starts": [start],
+        "status": "finished",
+    }
+    return record | facts
+
+
 def write_generator(path: Path, seed: int = 0, broken: bool = False) -> Path:
-    """A checkpoint of a small random generator whose steps differ from its interpolated input."""
+    """A checkpoint of a small random generator; a broken one returns numbers that are not finite."""
     torch.manual_seed(seed)
     net = DIC(**NETWORK)
-    state = {f"net.{key}": value.fill_(torch.nan) if broken else value for key, value in net.state_dict().items()}
+    state = {f"net.{key}": value.fill_(1e30) if broken else value for key, value in net.state_dict().items()}
     torch.save({"dic_config": net.config, "state_dict": state}, path)
     return path
 

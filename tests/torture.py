@@ -101,7 +101,8 @@ def outcome(run: Path) -> dict[str, Any]:
     saved = read_checkpoint(run / "checkpoints" / "latest.ckpt")
     kept = ("state_dict", "current_model_state", "optimizer_states", "lr_schedulers", "epoch", "global_step")
     rows = [
-        {name: cell for name, cell in row.items() if cell and name != "time"} for row in read_csv(run / "metrics.csv")
+        {name: cell for name, cell in row.items() if cell and name != "time" and not name.startswith("perf/")}
+        for row in read_csv(run / "metrics.csv")
     ]
     return {name: saved[name] for name in kept if name in saved} | {"metrics.csv": rows}
 

@@ -1,16 +1,14 @@
-"""A stand-in for W&B's service: enough of its API for wandb 0.31 to send a run.
-
-    python tests/wandb_stub.py PORT LOG
-
-Every line of LOG is a message of the run's file stream (rows, state, exit code), as JSON.
-"""
+"""A stand-in for W&B's service: enough of its API for wandb 0.31 to send a run, and to go on with it."""
 
 import gzip
 import json
-import sys
+import threading
+from collections import defaultdict
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+KEY = "5ec4e7" * 6 + "5ec4"
 SERVER = {"cliVersionInfo": {"max_cli_version": "9.9.9"}, "latestLocalVersionInfo": None, "features": []}
 USER = {
     "id": "u",
@@ -23,51 +21,140 @@ USER = {
 }
 
 
-class Stub(BaseHTTPRequestHandler):
+@dataclass
+class StoredRun:
+    """What the service has of a run."""
+
+    sent: dict[str, Any] = field(default_factory=dict)  # the last value of each variable: project, tags, config, ...
+    files: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # lines by name
+    uploads: set[str] = field(default_factory=set)  # files that were PUT
+    exit_codes: list[int] = field(default_factory=list)
+    preempting: bool = False
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.files["wandb-history.jsonl"]]
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        summary: dict[str, Any] = json.loads(self.files["wandb-summary.json"][-1])
+        return summary
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return {name: entry["value"] for name, entry in json.loads(self.sent["config"]).items() if name != "_wandb"}
+
+
+class Service:
+    """The service; `start` and `stop` are the network that comes and goes."""
+
+    def __init__(self) -> None:
+        self.runs: dict[str, StoredRun] = {}
+        self.refuses = False  # whether keys are wrong
+        self._server: ThreadingHTTPServer | None = None
+        self._port = 0
+        self.start()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Variables with which W&B finds it."""
+        return {"WANDB_BASE_URL": f"http://127.0.0.1:{self._port}", "WANDB_API_KEY": KEY, "WANDB_MODE": "online"}
+
+    def start(self) -> None:
+        handler = type("Handler", (_Handler,), {"service": self})
+        self._server = ThreadingHTTPServer(("127.0.0.1", self._port), handler)
+        self._port = self._server.server_port
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def stop(self) -> None:
+        if self._server:
+            self._server.shutdown()
+            self._server.server_close()
+            self._server = None
+
+
+class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    service: Service
 
     def log_message(self, *_: Any) -> None: ...
 
     def do_POST(self) -> None:
-        text = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        body = json.loads(gzip.decompress(text) if self.headers.get("Content-Encoding") == "gzip" else text or b"{}")
-        if self.path.startswith("/graphql"):
-            self._answer({"data": _data(body["query"], body.get("variables") or {})})
-            return
-        if "file_stream" in self.path:
-            with open(sys.argv[2], "a") as log:
-                log.write(json.dumps(body) + "\n")
-        self._answer({"exitcode": None, "limits": {}})
+        body = self._body()
+        if self.service.refuses:
+            self._answer({"errors": [{"message": "invalid key"}]}, 401)
+        elif self.service._server is None:  # a connection from before the network went
+            self.close_connection = True
+        elif self.path.startswith("/graphql"):
+            self._answer({"data": self._data(body["query"], body.get("variables") or {})})
+        else:
+            if "file_stream" in self.path:
+                self._store(self.service.runs.setdefault(self.path.split("/")[4], StoredRun()), body)
+            self._answer({"exitcode": None, "limits": {}})
 
     def do_PUT(self) -> None:
         self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        _, run, name = self.path.split("/", 2)
+        self.service.runs[run].uploads.add(name)
         self._answer({})
 
-    def _answer(self, value: Any) -> None:
+    def _body(self) -> Any:
+        text = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        return json.loads(gzip.decompress(text) if self.headers.get("Content-Encoding") == "gzip" else text or b"{}")
+
+    def _answer(self, value: Any, status: int = 200) -> None:
         content = json.dumps(value).encode()
-        self.send_response(200)
+        self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content)
 
+    def _store(self, run: StoredRun, body: dict[str, Any]) -> None:
+        for name, part in (body.get("files") or {}).items():
+            offset = part.get("offset", 0)
+            run.files[name][offset : offset + len(part["content"])] = part["content"]
+        run.preempting |= bool(body.get("preempting"))
+        if body.get("complete"):
+            run.exit_codes.append(body["exitcode"])
 
-def _data(query: str, variables: dict[str, Any]) -> dict[str, Any]:
-    """What GraphQL answers, by what is asked for."""
-    project = {"id": "p", "name": "superfer", "entity": {"id": "e", "name": "me"}}
-    if "upsertBucket" in query:
-        name = variables.get("name")
-        bucket = {"id": "b", "name": name, "displayName": name, "description": "", "config": "{}", "sweepName": None}
-        return {"upsertBucket": {"bucket": {**bucket, "project": project, "historyLineCount": 0}, "inserted": True}}
-    if "RunResumeStatus" in query:
-        return {"model": {**project, "bucket": None}}
-    if "createRunFiles" in query:
-        urls = [{"name": name, "uploadUrl": f"http://127.0.0.1:{sys.argv[1]}/{name}"} for name in variables["files"]]
-        return {"createRunFiles": {"runID": variables["run"], "uploadHeaders": [], "files": urls}}
-    if "viewer" in query:
-        return {"viewer": {**USER, "teams": {"edges": []}}, "serverInfo": SERVER}
-    return {"serverInfo": SERVER} if "serverInfo" in query else {}
+    def _data(self, query: str, variables: dict[str, Any]) -> dict[str, Any]:
+        """What GraphQL answers, by what is asked for."""
+        entity = {"id": "e", "name": variables.get("entity") or "me"}
+        project = {"id": "p", "name": variables.get("project"), "entity": entity}
+        runs, name = self.service.runs, variables.get("name")
+        if "upsertBucket" in query:
+            run = runs.setdefault(str(name), StoredRun())
+            run.sent |= {key: value for key, value in variables.items() if value not in (None, "")}
+            return {"upsertBucket": {"bucket": {**_bucket(str(name), run), "project": project}, "inserted": True}}
+        if "RunResumeStatus" in query:
+            run = runs.get(str(name), StoredRun())
+            return {"model": {**project, "bucket": _bucket(str(name), run) if run.sent else None}}
+        if "createRunFiles" in query:
+            host, run_id = self.headers["Host"], variables["run"]
+            urls = [{"name": file, "uploadUrl": f"http://{host}/{run_id}/{file}"} for file in variables["files"]]
+            return {"createRunFiles": {"runID": run_id, "uploadHeaders": [], "files": urls}}
+        if "viewer" in query:
+            return {"viewer": {**USER, "teams": {"edges": []}}, "serverInfo": SERVER}
+        return {"serverInfo": SERVER} if "serverInfo" in query else {}
 
 
-if __name__ == "__main__":
-    ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Stub).serve_forever()
+def _bucket(name: str, run: StoredRun) -> dict[str, Any]:
+    history, events = run.files["wandb-history.jsonl"], run.files["wandb-events.jsonl"]
+    return {
+        "id": "b",
+        "name": name,
+        "displayName": name,
+        "description": "",
+        "sweepName": None,
+        "tags": run.sent.get("tags", []),
+        "config": run.sent.get("config", "{}"),
+        "summaryMetrics": (run.files["wandb-summary.json"] or ["{}"])[-1],
+        "historyLineCount": len(history),
+        "eventsLineCount": len(events),
+        "logLineCount": len(run.files["output.log"]),
+        "historyTail": json.dumps(history[-1:]),
+        "eventsTail": json.dumps(events[-1:]),
+        "logTail": "[]",
+        "wandbConfig": json.dumps({"t": 1}),
+    }

@@ -13,6 +13,8 @@ from PIL import Image
 
 from datamodules.faces.annotations import FaceError, FaceFiles
 from datamodules.image_folder import has_deep_colours
+from storage.images import open_image
+from storage.reading import read_bytes
 
 OUTSIDE_LIMIT = 0.25  # of the image's width or height, by which a landmark may lie outside; real faces stay far below
 
@@ -36,11 +38,11 @@ def read_image(path: Path) -> Image.Image:
         FaceError: the file is damaged, no image, or has more than 8 bits per channel.
     """
     try:
-        with Image.open(path, formats=("PNG", "JPEG", "BMP")) as image:  # others start programs, EPS for one
+        with open_image(read_bytes(path), ("PNG", "JPEG", "BMP")) as image:  # others start programs, EPS for one
             if has_deep_colours(image):
                 raise ValueError("more than 8 bits per channel")
             return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:  # damaged files make the decoders raise almost anything
         raise FaceError("unreadable image", f"{path}: not a readable 8-bit image ({error})") from error
 
 
@@ -69,6 +71,11 @@ def crop_face(
     return np.asarray(crop), moved.astype(np.float32)
 
 
+def digest_of(crop: NDArray[np.uint8]) -> str:
+    """Return the hash of a face's pixels."""
+    return hashlib.sha256(np.ascontiguousarray(crop).data).hexdigest()[:32]
+
+
 def _cut_face(files: FaceFiles, name: str, size: int, margin: float, min_face_size: float) -> FaceCrop:
     """Read, check and crop one face, or raise a FaceError."""
     if name not in files.landmarks:
@@ -90,7 +97,7 @@ def _cut_face(files: FaceFiles, name: str, size: int, margin: float, min_face_si
             f" {image.width} x {image.height} px",
         )
     crop, moved = crop_face(image, landmarks, size, margin)
-    return FaceCrop(crop, moved, side, hashlib.sha256(crop.tobytes()).hexdigest()[:32])
+    return FaceCrop(crop, moved, side, digest_of(crop))
 
 
 def cut_faces(

@@ -26,12 +26,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.faces.annotations import FaceError, FaceFiles, find_faces, identify_files
-from datamodules.faces.cropping import cut_faces
+from datamodules.faces.cropping import cut_faces, digest_of
 from datamodules.synthetic import SYNTHETIC_MARKER, is_synthetic
 from models.heatmaps import NUM_LANDMARKS
+from storage.arrays import map_array
 from storage.atomic import replace_folder
+from storage.reading import parse_json, read_text
 
 FORMAT = "superfer-faces-1"
+
+CACHE_FOLDER = ".superfer_cache"
 
 IMAGES, LANDMARKS, MANIFEST = "images.npy", "landmarks.npy", "manifest.json"
 
@@ -46,14 +50,24 @@ class FaceSet:
     landmarks: NDArray[np.float32]  # N,68,2, (x, y) in pixels of the crop, zero-based
     crop_sides: NDArray[np.float64]  # N, sides of the squares that were cut out, in pixels of the original images
     digests: list[str]  # N hashes of the images' pixels
+    checked: NDArray[np.bool_]  # M, which of `images` this process has compared with their hashes
     summary: str = ""  # one line on what the folder holds, and what was left out and why
 
     def __len__(self) -> int:
         return len(self.names)
 
     def image(self, index: int) -> NDArray[np.uint8]:
-        """Return the pixels of a face, uint8 H,H,3, RGB."""
-        return self.images[self.rows[index]]
+        """Return the pixels of a face, uint8 H,H,3, RGB; when a face is first read, its hash is compared."""
+        row = self.rows[index]
+        image = self.images[row]
+        if not self.checked[row]:
+            if digest_of(image) != self.digests[index]:
+                raise ValueError(
+                    f"{IMAGES} is damaged: face {self.names[index]} has changed; prepare the faces again, or delete "
+                    f"{CACHE_FOLDER}"
+                )
+            self.checked[row] = True
+        return image
 
     @property
     def fingerprint(self) -> str:
@@ -166,7 +180,7 @@ def open_faces(root: Path, hr_size: int, margin: float) -> FaceSet:
 
 def _open_raw(root: Path, hr_size: int, margin: float) -> FaceSet:
     """Open the pack that belongs to a folder of images; pack them first where there is none that fits."""
-    cache = root / ".superfer_cache" / f"faces_{hr_size}_{margin}"
+    cache = root / CACHE_FOLDER / f"faces_{hr_size}_{margin}"
     with contextlib.suppress(ValueError):  # there is none yet, or it is damaged, or of other files
         return _open_prepared(cache, hr_size, margin, sources=identify_files(root))
     print(f"{root}: cutting faces out and packing them in {cache}", flush=True)
@@ -181,15 +195,19 @@ def _open_raw(root: Path, hr_size: int, margin: float) -> FaceSet:
 def _open_prepared(root: Path, hr_size: int, margin: float, sources: str | None = None) -> FaceSet:
     """Open a prepared folder; with `sources`, refuse one that was made of other files."""
     try:
-        manifest = json.loads((root / MANIFEST).read_text())
+        manifest = parse_json(read_text(root / MANIFEST))
         count, size = len(manifest["names"]), manifest["hr_size"]
+        for name, kind in (("names", str), ("digests", str), ("crop_sides", float)):
+            if [type(value) for value in manifest[name]] != [kind] * count or not isinstance(manifest[name], list):
+                raise ValueError(f"{name} in {MANIFEST} are not a list of {count} {kind.__name__}")
         faces = FaceSet(
             names=manifest["names"],
-            images=np.load(root / IMAGES, mmap_mode="r"),
+            images=map_array(root / IMAGES),
             rows=np.arange(count),
-            landmarks=np.load(root / LANDMARKS),
+            landmarks=np.array(map_array(root / LANDMARKS)),
             crop_sides=np.array(manifest["crop_sides"]),
             digests=manifest["digests"],
+            checked=np.zeros(count, dtype=bool),
             summary=_describe(manifest),
         )
         shapes = faces.images.shape, faces.landmarks.shape
@@ -197,8 +215,9 @@ def _open_prepared(root: Path, hr_size: int, margin: float, sources: str | None 
             raise ValueError(f"its arrays are not the faces that {MANIFEST} lists")
         if sources not in (None, manifest["sources"]):
             raise ValueError("its images have changed")
-    except (OSError, EOFError, ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{root} is damaged ({type(error).__name__}: {error}); prepare it again") from error
+    except Exception as error:  # damaged files make the readers raise almost anything
+        reason = f"{type(error).__name__}: {str(error)[:200]}"
+        raise ValueError(f"{root} is damaged ({reason}); prepare it again") from error
     if (size, manifest["margin"]) != (hr_size, margin):
         raise ValueError(
             f"{root} holds faces of {size} px with margin {manifest['margin']}, expected hr_size {hr_size} and"

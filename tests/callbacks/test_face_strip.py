@@ -1,13 +1,11 @@
 """FaceStrip: what a strip shows, of which faces, where and when."""
 
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.loggers import WandbLogger
 from PIL import Image
 
 from callbacks.face_strip import FOUND_COLOUR, HEADER, TRUE_COLOUR, FaceStrip, compose_strip
@@ -17,36 +15,6 @@ from lightning_modules.dic import DICModule
 from models.dic import DIC
 
 SMALL = {"num_features": 4, "num_steps": 2, "num_groups": 1, "num_fusion_blocks": 1, "hourglass_features": 8}
-
-
-class RecordingLogger(WandbLogger):
-    """Record what would go to W&B."""
-
-    def __init__(self) -> None:
-        self.calls: list[tuple[dict[str, Any], int | None]] = []
-
-    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
-        self.calls.append((dict(metrics), step))
-
-    def log_hyperparams(self, *_: Any, **__: Any) -> None: ...
-
-    def log_graph(self, *_: Any, **__: Any) -> None: ...
-
-    def after_save_checkpoint(self, *_: Any) -> None: ...
-
-    def finalize(self, status: str) -> None: ...
-
-    @property
-    def save_dir(self) -> None:
-        return None
-
-    @property
-    def name(self) -> None:
-        return None
-
-    @property
-    def version(self) -> None:
-        return None
 
 
 def test_strip_shows_every_panel_in_its_place() -> None:
@@ -74,13 +42,12 @@ def test_same_faces_once_per_validation(tmp_path: Path, num_faces: int) -> None:
     data = FaceLandmarkDataModule(
         str(tmp_path / "faces"), str(tmp_path / "faces"), hr_size=64, batch_size=2, val_min_face_size=0
     )
-    logger = RecordingLogger()
     trainer = L.Trainer(
         accelerator="cpu",
         max_epochs=2,
         limit_train_batches=1,
         num_sanity_val_steps=1,
-        logger=logger,
+        logger=False,
         callbacks=[FaceStrip(num_faces)],
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -91,15 +58,10 @@ def test_same_faces_once_per_validation(tmp_path: Path, num_faces: int) -> None:
     trainer.fit(DICModule(DIC(**SMALL)), data)
 
     shown = [0, 2, 4] if num_faces == 3 else range(6)  # no more than there are
-    keys = [f"val/sr/face{index:05d}" for index in shown]
-    media = [(metrics, step) for metrics, step in logger.calls if any("val/sr" in key for key in metrics)]
-    assert [(sorted(metrics), step) for metrics, step in media] == [(keys, 1), (keys, 2)]  # and none from sanity check
-    assert media[1][0][keys[0]]._caption == "epoch 1, batch 2"
-
     pictures = sorted((tmp_path / "run" / "faces").iterdir())
-    assert [path.name for path in pictures] == ["batch_0000001.png", "batch_0000002.png"]
+    assert [path.name for path in pictures] == ["batch_0000001.png", "batch_0000002.png"]  # none of the sanity check
     picture = np.asarray(Image.open(pictures[1]))
-    assert picture.shape == (len(keys) * (HEADER + 64), 6 * 64, 3)
+    assert picture.shape == (len(shown) * (HEADER + 64), 6 * 64, 3)
     assert data.val_set is not None
     for row, index in enumerate(shown):
         top = row * (HEADER + 64) + HEADER

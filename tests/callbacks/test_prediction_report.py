@@ -1,6 +1,8 @@
 """What a test writes, from predictions in any order."""
 
+import hashlib
 import json
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +16,10 @@ from callbacks.prediction_report import PredictionReport
 from datamodules.ferplus.datamodule import FERPlusDataModule
 from datamodules.labels import CLASSES, argmax_labels, process_votes
 from datamodules.synthetic.writing import write_ferplus
+from run_state.checkpoints import RunCheckpoint
 from tests.tiny_runs import read_csv
+
+CHECKPOINT = RunCheckpoint(Path("best.ckpt"), "a" * 64, "b" * 32, 7, 1, {})
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +34,9 @@ def disputed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tested(disputed: Path, tmp_path: Path) -> Any:
     data = FERPlusDataModule(str(disputed))
     data.setup("test")
+    strategy = SimpleNamespace(root_device=torch.device("cpu"))
     return SimpleNamespace(
-        datamodule=data, default_root_dir=str(tmp_path), ckpt_path=str(tmp_path / "best.ckpt"), loggers=[]
+        datamodule=data, default_root_dir=str(tmp_path), strategy=strategy, precision="32-true", world_size=1
     )
 
 
@@ -39,7 +45,7 @@ def probabilities(count: int) -> torch.Tensor:
 
 
 def report(trainer: Any, indices: list[torch.Tensor], predicted: torch.Tensor) -> None:
-    callback, module = PredictionReport(), SimpleNamespace()
+    callback, module = PredictionReport(CHECKPOINT), SimpleNamespace()
     dataset = trainer.datamodule.datasets["test"]
     callback.on_test_epoch_start(trainer, module)  # type: ignore[arg-type]
     for number, index in enumerate(indices):
@@ -71,7 +77,12 @@ def test_files_agree_with_predictions(tested: Any, tmp_path: Path) -> None:
     assert (written.astype(np.float32) == predicted.numpy()).all(), "probabilities are written in full"
 
     metrics = json.loads((tmp_path / "metrics_test.json").read_text())
-    assert (metrics["split"], metrics["synthetic"], metrics["checkpoint"]) == ("test", True, "best.ckpt")
+    assert (metrics["split"], metrics["synthetic"], metrics["run_id"]) == ("test", True, "b" * 32)
+    assert metrics["checkpoint"] == {"name": "best.ckpt", "sha256": "a" * 64, "global_step": 7, "epoch": 1}
+    written_bytes = (tmp_path / "predictions_test.csv").read_bytes()
+    assert metrics["predictions_sha256"] == hashlib.sha256(written_bytes).hexdigest()
+    assert (metrics["precision"], metrics["device"]) == ("32-true", "cpu")
+    assert metrics["versions"]["torch"] == version("torch") and {"git_commit", "git_dirty"} <= set(metrics)
     for rule, column in (("majority", "label"), ("argmax", "label_argmax")):
         labels = by_rule[rule][used]
         assert [row[column] for row in rows] == [CLASSES[label] if label >= 0 else "" for label in labels]

@@ -13,7 +13,7 @@ from commands.compare import compare
 from commands.test import test as run_test
 from commands.train import train
 from commands.upscale import upscale
-from tests.tiny_runs import classifier_args, generator_args, write_generator
+from tests.tiny_runs import classifier_args, generator_args, run_record, write_generator
 
 
 @pytest.fixture(autouse=True)
@@ -264,6 +264,8 @@ def test_testing_and_resuming(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     (run / "checkpoints").mkdir(parents=True)
     (run / "config.yaml").write_text("experiment: x\n")
     assert "no checkpoint: looked for" in refused(run_test, ["--ckpt_path", str(run)], capsys)
+    assert "has no run.json" in refused(train, ["--resume", str(run)], capsys)
+    (run / "run.json").write_text(json.dumps(run_record(run)))
     assert "no checkpoint: looked for" in refused(train, ["--resume", str(run)], capsys)
     (run / "checkpoints" / "best.ckpt").write_bytes(b"PK")
     assert "best.ckpt (2 bytes) cannot be read" in refused(run_test, ["--ckpt_path", str(run)], capsys)
@@ -273,20 +275,17 @@ def test_testing_and_resuming(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "name the run folder" in refused(train, ["--resume", str(run / "checkpoints" / "best.ckpt")], capsys)
     assert "--allow_change needs --resume" in refused(train, ["--allow_change=seed_everything"], capsys)
     assert f"holds the runs {run.name}" in refused(run_test, ["--ckpt_path", str(tmp_path)], capsys)
-    (run / "run.json").write_text(json.dumps({"arm": None}))
+    (run / "run.json").write_text(json.dumps(run_record(run, arm=None)))
     assert "is the run of a generator" in refused(run_test, ["--ckpt_path", str(run)], capsys)
 
 
 def test_unknown_split_and_damaged_checkpoint(
     tiny_ferplus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = tmp_path / "run"
-    (run / "checkpoints").mkdir(parents=True)
-    torch.save({}, run / "checkpoints" / "best.ckpt")
-    args = classifier_args(tiny_ferplus, tmp_path / "runs", "--print_config")
-    with pytest.raises(SystemExit):
-        train(args)
-    (run / "config.yaml").write_text(capsys.readouterr().out)
+    run = train(classifier_args(tiny_ferplus, tmp_path, "--model=tests.tiny_runs.TinyClassifier"))
+    (run / "checkpoints" / "latest.ckpt").unlink()
+    (run / "checkpoints" / "previous.ckpt").unlink()
+    before = sorted(path.name for path in run.iterdir())
     message = refused(run_test, ["--ckpt_path", str(run), "--split", "tset"], capsys)
     assert "tset" in message
     two = ["--trainer.devices=2", "--trainer.strategy=ddp"]
@@ -294,7 +293,7 @@ def test_unknown_split_and_damaged_checkpoint(
     assert "trainer has 2 devices, expected 1: a test runs on one" in message
     (run / "checkpoints" / "best.ckpt").write_bytes(b"PK")
     assert "best.ckpt (2 bytes) cannot be read" in refused(train, ["--resume", str(run)], capsys)
-    assert {path.name for path in run.iterdir()} == {"checkpoints", "config.yaml", ".lock"}
+    assert sorted(path.name for path in run.iterdir()) == before
 
 
 def test_online_without_a_key(
@@ -304,7 +303,7 @@ def test_online_without_a_key(
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     wandb.teardown()  # it reads its environment once
-    assert "there is no key" in refused(train, classifier_args(tiny_ferplus, tmp_path / "runs"), capsys)
+    assert "W&B has no key" in refused(train, classifier_args(tiny_ferplus, tmp_path / "runs"), capsys)
     wandb.teardown()
     assert not (tmp_path / "runs").exists()
 

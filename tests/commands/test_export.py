@@ -34,7 +34,7 @@ def net() -> DIC:
 def test_published_size_has_the_official_layout_key_by_key(tmp_path: Path) -> None:
     with torch.device("meta"):
         shapes = DIC().state_dict()
-    saved = {f"net.{key}": torch.empty(value.shape, dtype=torch.float16) for key, value in shapes.items()}
+    saved = {f"net.{key}": torch.zeros(value.shape, dtype=torch.float16) for key, value in shapes.items()}
     torch.save({"state_dict": saved, "dic_config": DIC(4).config}, tmp_path / "own.ckpt")
     export.export(["--ckpt_path", str(tmp_path / "own.ckpt"), "--out", str(tmp_path / "DIC.pth")])
     written = torch.load(tmp_path / "DIC.pth", weights_only=True)
@@ -84,7 +84,21 @@ def test_what_cannot_be_exported_is_refused_and_nothing_is_written(
     torch.save(_own(net, dic_config=net.config), tmp_path / "own.ckpt")
     torch.save(LightCNN(16).state_dict(), tmp_path / "other.pth")
     torch.save({"strange.weight": torch.zeros(2)}, tmp_path / "strange.pth")
+    torch.save(_own(net, dic_config=net.config | {"num_steps": -1}), tmp_path / "steps.ckpt")
+    for name, key in (("nan", "net.out.0.bias"), ("opponent", "discriminator.classifier.2.weight"), ("short", "")):
+        checkpoint = _own(net, dic_config=net.config)
+        state: dict[str, Tensor] = checkpoint["state_dict"]  # type: ignore[assignment]
+        state |= {f"discriminator.{name}": value for name, value in LightCNN(16).state_dict().items()}
+        if key:
+            state[key] = torch.full_like(state[key], torch.nan)
+        else:
+            del state["net.out.0.bias"]
+        torch.save(checkpoint, tmp_path / f"{name}.ckpt")
     cases = [
+        ("nan.ckpt", "out.safetensors", "holds numbers that are not finite in out.0.bias"),
+        ("short.ckpt", "out.pth", "does not fit DIC: no out.0.bias"),
+        ("steps.ckpt", "out.safetensors", "num_steps is -1, expected an integer from 1 to 16"),
+        ("opponent.ckpt", "out.pth", "holds numbers that are not finite in classifier.2.weight"),
         ("strange.pth", "out.pth", "seems to hold strange.weight, expected a DIC generator or a feedback hourglass"),
         ("own.ckpt", "out.onnx", "expected a name that ends in .pth or .safetensors"),
         ("none.ckpt", "out.pth", "no checkpoint: looked for"),

@@ -4,12 +4,15 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-import wandb
+import torch
 
 from commands.test import test as run_test
 from commands.train import train
@@ -18,7 +21,7 @@ from datamodules.ferplus.datamodule import FERPlusDataModule
 from storage.checkpoints import read_checkpoint
 from tests.stopping import KilledError, Stop
 from tests.test_exact_resume import WHOLE, stop
-from tests.tiny_runs import classifier_args, config, generator_options, read_csv, write_generator
+from tests.tiny_runs import REPOSITORY, classifier_args, config, generator_options, read_csv, write_generator
 
 TINY = "--model=tests.tiny_runs.TinyClassifier"
 
@@ -69,11 +72,124 @@ def test_auto_resumes_the_newest_run_of_the_configuration_or_starts_one(
     assert [row["epoch"] for row in read_csv(first / "metrics.csv") if row["val/acc"]] == ["0", "1"]
 
 
-def test_auto_takes_the_newer_of_two_runs_of_one_configuration(tiny_ferplus: Path, tmp_path: Path) -> None:
+def record_of(run: Path) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads((run / "run.json").read_text())
+    return record
+
+
+def test_auto_goes_by_what_the_runs_say_and_not_by_times_of_files(
+    tiny_ferplus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = classifier_args(tiny_ferplus, tmp_path, TINY)
     older, newer = train(arguments), train(arguments)
-    assert older != newer
-    assert train(["--resume", "auto", *arguments, "--trainer.max_epochs=2"]) == newer
+    copy = shutil.copytree(newer, newer.with_name(f"{newer.name}_backup"))
+    (older / "config.yaml").touch()
+    auto = ["--resume", "auto", *arguments]
+    assert train([*auto, "--trainer.max_epochs=2"]) == newer
+    assert f"{copy} is skipped: it is a copy of {newer}" in capsys.readouterr().err
+    (older / "run.json").write_text(json.dumps(record_of(older) | {"status": "preempted"}))
+    assert train([*auto, "--trainer.max_epochs=2"]) == older, "which is not finished"
+    assert train([*auto, "--trainer.max_epochs=3"]) == older, "which was started last"
+    renamed = older.rename(older.with_name("renamed"))
+    assert train([*auto, "--trainer.max_epochs=4"]) == renamed
+    assert record_of(renamed)["folder"] == "renamed"
+    assert not list(older.parent.glob(".*")), "the lock is left"
+
+
+def test_a_copy_goes_on_as_a_run_of_its_own(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copy = shutil.copytree(run, run.with_name("copy"))
+    train(["--resume", str(copy), "--trainer.max_epochs=2"])
+    assert f"{copy} is a copy of {run}: it goes on as a run of its own" in capsys.readouterr().out
+    first, second = record_of(run), record_of(copy)
+    assert (first["folder"], second["folder"]) == (run.name, "copy")
+    assert first["wandb_id"] != second["wandb_id"] and first["run_id"] == second["run_id"]
+    train(["--resume", str(copy), "--trainer.max_epochs=3"])
+    assert record_of(copy)["wandb_id"] == second["wandb_id"] and "is a copy" not in capsys.readouterr().out
+
+
+def test_a_finished_run_is_left_as_it_is(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_test(["--ckpt_path", str(run)])
+    before = contents(run)
+    assert train(["--resume", str(run), "--data.num_workers=1"]) == run
+    assert f"{run} is finished: nothing is left to train" in capsys.readouterr().out
+    assert contents(run) == before
+    (run / "run.json").write_text(json.dumps(record_of(run) | {"status": "running"}))  # killed when all was done
+    train(["--resume", str(run)])
+    assert record_of(run)["status"] == "finished" and len(record_of(run)["starts"]) == 1
+
+
+def test_other_conditions_are_named_and_the_first_are_kept(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record = record_of(run)
+    record["starts"][0] |= {"git_commit": "f" * 40, "threads": 99}
+    (run / "run.json").write_text(json.dumps(record))
+    train(["--resume", str(run), "--trainer.max_epochs=2"])
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("resuming with other"))
+    assert f"(was {'f' * 40})" in line and f"threads {torch.get_num_threads()} (was 99)" in line and "torch" not in line
+    assert record_of(run)["starts"][0] == record["starts"][0] and len(record_of(run)["starts"]) == 2
+    train(["--resume", str(run), "--trainer.max_epochs=3"])
+    assert "resuming with other" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("resume", ["auto", "by name"])
+def test_a_run_stopped_before_its_first_checkpoint_begins_again_in_its_folder(
+    resume: str, tiny_ferplus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = classifier_args(tiny_ferplus, tmp_path, TINY)
+    with monkeypatch.context() as patched:
+        patched.setattr(FERPlusDataModule, "train_dataloader", lambda _: signal.raise_signal(signal.SIGTERM))
+        with pytest.raises(SystemExit):
+            train(arguments)
+    (run,) = tmp_path.glob("*/*")
+    assert f"resume with --resume {run}" in capsys.readouterr().err
+    before = record_of(run)
+    (run / "metrics.csv").write_text("step,epoch,time,train/loss\n0,0,1.0,2.5\n")
+    again = ["--resume", "auto", *arguments] if resume == "auto" else ["--resume", str(run)]
+    assert train(again) == run and list(tmp_path.glob("*/*")) == [run]
+    after = record_of(run)
+    assert [after[name] for name in ("run_id", "wandb_id", "status")] == [
+        *(before[name] for name in ("run_id", "wandb_id")),
+        "finished",
+    ]
+    assert [start["checkpoint"] for start in after["starts"]] == [None, None]
+    assert not [row for row in read_csv(run / "metrics.csv") if row["train/loss"] == "2.5"]
+
+
+@pytest.mark.slow
+def test_two_that_resume_automatically_at_once_make_one_run(tiny_ferplus: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "train.py", "--resume", "auto", *classifier_args(tiny_ferplus, tmp_path, TINY)]
+    jobs = [subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    refusals = [said for job in jobs for said in [job.communicate(timeout=300)[1]] if job.returncode]
+    assert len(list(tmp_path.glob("*/*/run.json"))) == 1
+    assert all("with these settings is being trained by process" in said for said in refusals)
+
+
+def test_a_second_automatic_resume_of_the_same_settings_is_refused(
+    tiny_ferplus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before there is a run that it could join."""
+
+    def held(file: Any, *_: object) -> None:
+        if Path(file.name).name.startswith(".auto-"):
+            raise BlockingIOError(errno.EAGAIN, "held")
+
+    monkeypatch.setattr("fcntl.lockf", held)
+    printed = refused(["--resume", "auto", *classifier_args(tiny_ferplus, tmp_path, TINY)], capsys)
+    assert "ferplus-bilinear with these settings is being trained by another process" in printed
+    assert not list(tmp_path.glob("*/*_s0"))
+
+
+def test_the_score_of_a_best_checkpoint_that_was_given_up_is_forgotten(tiny_ferplus: Path, tmp_path: Path) -> None:
+    """Killed when `best.ckpt` was newer than the checkpoint to resume from, and what follows is worse than before."""
+    options = ["--best.monitor=val/loss", "--best.mode=min", "--model.optimizer.lr=1"]
+    run = train(classifier_args(tiny_ferplus, tmp_path, TINY, *WHOLE, *options))
+    first, second = (float(row["val/loss"]) for row in read_csv(run / "metrics.csv") if row["val/loss"])
+    assert first < second
+    best, latest = (run / "checkpoints" / f"{name}.ckpt" for name in ("best", "latest"))
+    latest.replace(best)  # of step 8; the one before is of step 4
+    train(["--resume", str(run)])
+    callbacks: Any = read_checkpoint(best)["callbacks"]
+    (state,) = (state for name, state in callbacks.items() if name.startswith("ModelCheckpoint"))
+    assert float(state["best_model_score"]) == pytest.approx(second)
 
 
 def test_a_generator_goes_on_without_the_file_that_it_started_from(tiny_faces: Path, tmp_path: Path) -> None:
@@ -152,15 +268,6 @@ def test_preempted_while_a_cache_is_filled_ahead_of_time(
         upscale([*arguments, "--data.upscaler=tests.stopping.Preempted"])
     assert stopped.value.code == 75 and "preempted; give the same command again" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL and not list(tmp_path.glob("cache/*/*.npy"))
-
-
-def test_wandb_hears_of_a_preemption(tiny_ferplus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[str] = []
-    monkeypatch.setattr(wandb.Run, "mark_preempting", lambda run: told.append(run.id))
-    with pytest.raises(SystemExit):
-        train([*classifier_args(tiny_ferplus, tmp_path, TINY), *stop(tmp_path, batches=1, how="SIGTERM")])
-    (run,) = tmp_path.glob("*/*")
-    assert told == [json.loads((run / "run.json").read_text())["wandb_id"]]
 
 
 def test_preempted_test_leaves_no_result(

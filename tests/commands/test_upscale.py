@@ -5,10 +5,12 @@ import os
 import resource
 import shlex
 import shutil
+import struct
 import subprocess
 import sys
 import threading
 import time
+import zlib
 from pathlib import Path
 
 import cv2
@@ -171,6 +173,12 @@ def test_files_that_cannot_be_upscaled_are_named_and_the_others_written(
     save(images / "truncated.jpg.bmp", levels(16, 16))
     for name in ("truncated.png", "truncated.jpg.bmp"):
         (images / name).write_bytes((images / name).read_bytes()[:150])
+    rows = zlib.compress(b"".join(b"\0" + row.tobytes() for row in levels(10, 16, 1)))  # of sixteen
+    chunks = ((b"IHDR", struct.pack(">IIBBBBB", 16, 16, 8, 0, 0, 0, 0)), (b"IDAT", rows), (b"IEND", b""))
+    packed = [
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    ]
+    (images / "rows.png").write_bytes(b"".join([b"\x89PNG\r\n\x1a\n", *packed]))
     (images / "empty.jpg").write_bytes(b"")
     Image.fromarray(levels(8, 8)).save(images / "gif.png", "GIF")
     deep = levels(8, 8).astype(np.uint16) * 16
@@ -192,6 +200,7 @@ def test_files_that_cannot_be_upscaled_are_named_and_the_others_written(
         "large.png": "image has 1024 x 1025 pixels, expected at most 1,048,576",
         "thin.png": "image has 131073 x 1 pixels, expected at most 1,048,576",
         "truncated.png": "image file is truncated",
+        "rows.png": "image file is truncated: rows are missing",
         "truncated.jpg.bmp": "image file is truncated",  # which its header does not show
         "empty.jpg": "cannot identify image file",
         "gif.png": "cannot identify image file",
@@ -209,7 +218,7 @@ def test_files_that_cannot_be_upscaled_are_named_and_the_others_written(
     out = images.parent / "out"
     assert set(snapshot(out)) == {"good.png"}
     assert np.array_equal(read(out / "good.png"), expected(generator, levels(8, 8)))
-    assert f"1 images upscaled into {out}, 0 were there already, 13 skipped" in printed.out
+    assert f"1 images upscaled into {out}, 0 were there already, 14 skipped" in printed.out
     assert f"not read: 2 other files, the first is {images / 'notes.txt'}" in printed.out
 
 
@@ -262,9 +271,7 @@ def test_folders_without_permission(
     assert f"Permission denied: '{images / 'closed'}'" in refused(arguments(generator, images), capsys)
 
 
-def test_an_interrupted_job_is_resumed(
-    generator: Path, images: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_interrupted_job_is_resumed(generator: Path, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(4):
         save(images / f"{number}.png", levels(8, 8, seed=number))
     undisturbed = snapshot(upscaled(generator, images, "--batch_size=1"))
@@ -296,8 +303,7 @@ def test_an_interrupted_job_is_resumed(
     upscaled(generator, images)
     assert len(calls) == 5, "nothing is left to do"
     (out / "0.png").write_bytes((out / "0.png").read_bytes()[:-40])  # the disk has lost the end of it
-    assert "0.png is not an intact image of this generator" in refused(arguments(generator, images), capsys)
-    upscaled(generator, images, "--overwrite")
+    upscaled(generator, images)
     assert len(calls) == 6 and snapshot(out) == undisturbed
 
 
@@ -336,11 +342,14 @@ def test_two_generators_are_not_mixed(
     before = snapshot(out)
     other = write_generator(tmp_path / "other.ckpt", seed=1)
     message = refused(arguments(other, images), capsys)
-    assert f"{out / 'a.png'} is not an intact image of this generator (dic-" in message and "--overwrite" in message
+    assert f"{out / 'a.png'} is not an image of this generator (dic-" in message and "--overwrite" in message
     (out / "a.png").unlink()
-    assert "b.png is not an intact image of this generator" in refused(arguments(other, images), capsys)
+    assert "b.png is not an image of this generator" in refused(arguments(other, images), capsys)
     (out / "b.png").write_text("somebody's")
-    assert "b.png is not an intact image of this generator" in refused(arguments(generator, images), capsys)
+    assert "b.png is not an image of this generator" in refused(arguments(generator, images), capsys)
+    (out / "b.png").unlink()
+    os.mkfifo(out / "b.png")  # is not waited for
+    assert "b.png is not an image of this generator" in refused(arguments(generator, images), capsys)
     upscaled(generator, images, "--overwrite")
     assert snapshot(out) == before
     upscaled(other, images, "--overwrite")

@@ -1,18 +1,23 @@
 """`superfer compare` on run folders written here: values, files, and refusals."""
 
 import csv
+import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from commands.compare import compare
 from comparison.reading import read_runs
 from comparison.statistics import mcnemar_exact, mean_t_interval, welch_difference, wilson_interval
 from datamodules.labels import CLASSES
+from metrics.classification import classification_report
+from tests.tiny_runs import read_csv, run_record
 
 OUTPUTS = ["comparison.json", "figure2.png", "table.md"]
 SIZE = 40
@@ -27,8 +32,9 @@ def write_run(
 ) -> Path:
     """A finished run whose answer to image i of every split is right where ``right[i]``."""
     folder.mkdir(parents=True)
-    described = {"experiment": arm, "arm": arm, "seed": seed, "data_fingerprint": "d" * 16, "synthetic": False}
-    (folder / "run.json").write_text(json.dumps(described | {"git_commit": "abc", "status": "finished"} | info))
+    (folder / "run.json").write_text(json.dumps(run_record(folder, seed, experiment=arm, arm=arm, **info)))
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints" / "best.ckpt").write_bytes(b"weights")
     upscaler = {"class_path": f"upscalers.{arm}", "init_args": {}}
     data = {"class_path": "FERPlusDataModule", "init_args": {"root": "data", "upscaler": upscaler, "batch_size": 64}}
     (folder / "config.yaml").write_text(json.dumps({"seed_everything": seed, "data": data, "model": {"depth": 18}}))
@@ -56,11 +62,33 @@ def _write_split(folder: Path, split: str, right: np.ndarray) -> None:
             label = CLASSES[LABELS[i]]
             row = [f"fer{i:07d}.png", "" if NO_MAJORITY[i] else label, label, int(IN_TRAIN[i]), *probabilities]
             writer.writerow(row)
-    rules = {}
-    for rule, counted in (("majority", COUNTED), ("argmax", np.ones(SIZE, bool))):
-        subsets = {"all": counted, "without_train_duplicates": counted & ~IN_TRAIN}
-        rules[rule] = {k: {"n": int(m.sum()), "acc": float(np.float32(right[m].mean()))} for k, m in subsets.items()}
-    content = {"split": split, "checkpoint": "best.ckpt", "rules": rules}
+    seal(folder, split)
+
+
+def seal(folder: Path, split: str) -> None:
+    """Write the figures that belong to the predictions, as a test does."""
+    path, record = folder / f"predictions_{split}.csv", json.loads((folder / "run.json").read_text())
+    rows = read_csv(path)
+    probabilities = torch.tensor([[float(row[name]) for name in CLASSES] for row in rows])
+    rules: dict[str, dict[str, Any]] = {}
+    for rule, column in (("majority", "label"), ("argmax", "label_argmax")):
+        labels = torch.tensor([CLASSES.index(row[column]) if row[column] else -1 for row in rows])
+        new = torch.tensor([row["in_train"] == "0" for row in rows])
+        subsets = {"all": labels, "without_train_duplicates": labels.where(new, -1)}
+        rules[rule] = {name: classification_report(probabilities, kept, CLASSES) for name, kept in subsets.items()}
+    content = {
+        "split": split,
+        "run_id": record["run_id"],
+        "checkpoint": {
+            "name": "best.ckpt",
+            "sha256": hashlib.sha256(b"weights").hexdigest(),
+            "global_step": 80,
+            "epoch": 7,
+        },
+        "predictions_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        **{name: record["starts"][0][name] for name in ("git_commit", "git_dirty", "versions", "precision", "device")},
+        "rules": rules,
+    }
     (folder / f"metrics_{split}.json").write_text(json.dumps(content))
 
 
@@ -111,7 +139,7 @@ def test_report_holds_the_values_that_the_predictions_give(pair: tuple[Path, Pat
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == OUTPUTS
     report = report_of(tmp_path / "out")
     assert report["rule"] == "majority"
-    assert report["data"] == {"label": "FER+", "synthetic": False, "fingerprint": "d" * 16}
+    assert report["data"] == {"label": "FER+", "synthetic": False, "fingerprint": "d" * 64}
 
     accuracy = one(report["accuracies"], arm="bilinear", split="test", images="all")
     expected = wilson_interval(28, 35)  # 40 images, 5 without majority, of the 8 wrong ones one has none
@@ -240,7 +268,10 @@ def test_settings_that_differ_between_the_arms_are_the_first_thing_said(
     assert warning.startswith(f"the arms should differ only in the upscaler, but {setting} is ")
     assert f"34 in {pair[1]}" in warning and str(pair[0]) in warning
     table = (tmp_path / "out" / "table.md").read_text()
-    assert table.index(f"**WARNING:** {warning}") < table.index("| arm")
+    assert table.split("\n\n")[1] == f"**WARNING:** {warning}"
+    assert f"no verdict: the arms differ in {setting}." in table and "is shown" not in table
+    for difference in report_of(tmp_path / "out")["differences"]:
+        assert (difference["verdict"], difference["reason"]) == (None, f"the arms differ in {setting}")
 
 
 def test_runs_that_differ_in_the_upscaler_alone_give_no_warning(pair: tuple[Path, Path], tmp_path: Path) -> None:
@@ -248,9 +279,100 @@ def test_runs_that_differ_in_the_upscaler_alone_give_no_warning(pair: tuple[Path
     assert report_of(tmp_path / "out")["warnings"] == []
 
 
+def _started_again(dic: Path, **facts: Any) -> None:
+    record = json.loads((dic / "run.json").read_text())
+    again = record["starts"][0] | {"checkpoint": {"name": "latest.ckpt", "global_step": 40}} | facts
+    (dic / "run.json").write_text(json.dumps(record | {"starts": [*record["starts"], again]}))
+
+
+DOUBTS: dict[str, tuple[Callable[[Path], object], str, str]] = {
+    "checkpoint replaced since": (
+        lambda dic: (dic / "checkpoints" / "best.ckpt").write_bytes(b"later weights"),
+        "checkpoint",
+        "has another checkpoint since it was tested on val, test; test again.",
+    ),
+    "splits of different checkpoints": (
+        lambda dic: _edit(dic / "metrics_val.json", '"global_step": 80', '"global_step": 40'),
+        "checkpoint",
+        "were not tested with one checkpoint: val at step 40, test at step 80; test again.",
+    ),
+    "tested in another precision": (
+        lambda dic: _edit(dic / "metrics_test.json", '"32-true"', '"bf16-mixed"'),
+        "precision of the test",
+        "32-true and bf16-mixed in ",
+    ),
+    "tested on another device": (
+        lambda dic: [_edit(dic / f"metrics_{split}.json", '"cpu"', '"NVIDIA H100"') for split in ("val", "test")],
+        "device of the test",
+        "device of the test is cpu in ",
+    ),
+    "trained with other code": (
+        lambda dic: _edit(dic / "run.json", '"git_commit": "abc"', '"git_commit": "def"'),
+        "git_commit of the training",
+        "def in ",
+    ),
+    "files that differ from the commit": (
+        lambda dic: _edit(dic / "run.json", '"git_dirty": false', '"git_dirty": true'),
+        "git_dirty of the training",
+        "True in ",
+    ),
+    "other torch": (
+        lambda dic: _edit(dic / "run.json", '"torch": "2.9"', '"torch": "2.10"'),
+        "versions.torch of the training",
+        "2.10 in ",
+    ),
+    "resumed with other code": (
+        lambda dic: _started_again(dic, git_commit="def"),
+        "git_commit of the training",
+        "abc and def in ",
+    ),
+    "prolonged": (lambda dic: _started_again(dic, max_epochs=16), "max_epochs of the training", "8 and 16 in "),
+    "averaged weights": (
+        lambda dic: _edit(dic / "config.yaml", '"model"', '"trainer": {"callbacks": ["WeightAverage"]}, "model"'),
+        "trainer.callbacks",
+        "['WeightAverage'] in ",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", DOUBTS)
+def test_arms_that_differ_in_more_than_the_upscaler_get_no_verdict(
+    what: str, pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    change, subject, words = DOUBTS[what]
+    change(pair[1])
+    assert run_compare(tmp_path / "out", *pair) == 0
+    report = report_of(tmp_path / "out")
+    (warning,) = report["warnings"]
+    assert words in warning and str(pair[1]) in warning
+    assert {d["verdict"] for d in report["differences"]} == {None}
+    assert {d["reason"] for d in report["differences"]} == {f"the arms differ in {subject}"}
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert table.split("\n\n")[1] == f"**WARNING:** {warning}"
+    assert f"bilinear: no verdict: the arms differ in {subject}." in table
+
+
+def test_a_start_that_reached_no_checkpoint_counts_for_nothing(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    _started_again(pair[1], git_commit="def", checkpoint=None)  # begun again, with the code mended
+    for path in (pair[1] / "metrics_val.json", pair[1] / "metrics_test.json"):
+        _edit(path, '"git_commit": "abc"', '"git_commit": "def"')
+    other = write_run(tmp_path / "nearest", "nearest", 0, DIC)
+    for name in ("run.json", "metrics_val.json", "metrics_test.json"):
+        _edit(other / name, '"git_commit": "abc"', '"git_commit": "def"')
+    assert run_compare(tmp_path / "out", pair[1], other) == 0
+    assert report_of(tmp_path / "out")["warnings"] == []
+
+
+def test_a_doubt_about_one_arm_leaves_the_verdict_on_the_others(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    other = write_run(tmp_path / "nearest", "nearest", 0, DIC, status="preempted")
+    assert run_compare(tmp_path / "out", *pair, other) == 0
+    reasons = {d["second"]: d["reason"] for d in report_of(tmp_path / "out")["differences"]}
+    assert reasons == {"dic": None, "nearest": "the arms differ in status"}
+
+
 def test_unfinished_runs_and_mixed_checkpoints_give_a_warning(pair: tuple[Path, Path], tmp_path: Path) -> None:
     _edit(pair[1] / "run.json", '"finished"', '"preempted"')
-    _edit(pair[0] / "metrics_test.json", "best.ckpt", "latest.ckpt")
+    _edit(pair[0] / "metrics_test.json", "best.ckpt", "latest.ckpt")  # which is gone now: nothing is said of that
     assert run_compare(tmp_path / "out", *pair) == 0
     assert report_of(tmp_path / "out")["warnings"] == [
         "different checkpoints were tested: best.ckpt, latest.ckpt.",
@@ -325,12 +447,37 @@ def _swap(path: Path, first: int, second: int) -> None:
     (name_a, *rest_a), (name_b, *rest_b) = rows[first + 1].split(","), rows[second + 1].split(",")
     rows[first + 1], rows[second + 1] = ",".join([name_a, *rest_b]), ",".join([name_b, *rest_a])
     path.write_text("\n".join(rows) + "\n")
+    seal(path.parent, "val")
 
 
 def _swap_in_train(path: Path) -> None:
     """Exchange `in_train` of images 10 and 11, which are both right: every accuracy stays."""
     _edit(path, "fer0000010.png,sadness,sadness,1", "fer0000010.png,sadness,sadness,0")
     _edit(path, "fer0000011.png,anger,anger,0", "fer0000011.png,anger,anger,1")
+    seal(path.parent, "val")
+
+
+def _rename_an_image(path: Path) -> None:
+    _edit(path, "fer0000002", "fer0000999")
+    seal(path.parent, "val")
+
+
+def _of_the_other_run(folder: Path, *names: str) -> None:
+    for name in names:
+        shutil.copy(folder.parent / "bilinear" / name, folder / name)
+
+
+def _as_a_copy(folder: Path) -> None:
+    """Make the run a copy of the other, with another seed."""
+    shutil.rmtree(folder)
+    shutil.copytree(folder.parent / "bilinear", folder)
+    _edit(folder / "run.json", '"seed": 0', '"seed": 1')
+
+
+def _as_the_same_seed(folder: Path) -> None:
+    """Make the run one of arm bilinear, too, but of another network."""
+    _edit(folder / "run.json", '"arm": "dic"', '"arm": "bilinear"')
+    _edit(folder / "config.yaml", '"depth": 18', '"depth": 34')
 
 
 def _as_another_seed(folder: Path) -> None:
@@ -341,7 +488,7 @@ def _as_another_seed(folder: Path) -> None:
 REFUSALS: dict[str, tuple[Callable[[Path], object], str]] = {
     "not a run": (lambda dic: (dic / "run.json").unlink(), "has no run.json"),
     "generator": (lambda dic: _edit(dic / "run.json", '"arm": "dic"', '"arm": null'), "trained a generator"),
-    "no config": (lambda dic: (dic / "config.yaml").unlink(), "config.yaml is missing"),
+    "no config": (lambda dic: (dic / "config.yaml").unlink(), "config.yaml cannot be read"),
     "no curves": (lambda dic: (dic / "metrics.csv").unlink(), "metrics.csv is missing"),
     "empty curves": (lambda dic: (dic / "metrics.csv").write_text(""), "metrics.csv has no value of train/acc"),
     "no accuracy": (lambda dic: _edit(dic / "metrics.csv", "val/acc", "val/other"), "no value of val/acc"),
@@ -360,13 +507,47 @@ REFUSALS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "no cell": (lambda dic: _edit(dic / "predictions_test.csv", "0.65", "x"), "predictions_test.csv is damaged"),
     "short row": (lambda dic: _edit(dic / "predictions_test.csv", "0.65,", ""), "predictions_test.csv is damaged"),
-    "other data": (lambda dic: _edit(dic / "run.json", "d" * 16, "e" * 16), "data_fingerprint is dddddddddddd"),
+    "other data": (lambda dic: _edit(dic / "run.json", "d" * 64, "e" * 64), "data_fingerprint is dddddddddddd"),
     "synthetic": (lambda dic: _edit(dic / "run.json", '"synthetic": false', '"synthetic": true'), "synthetic is False"),
-    "no seed": (lambda dic: _edit(dic / "run.json", '"seed": 0', '"seed": null'), "seed is None, expected int"),
+    "no seed": (
+        lambda dic: _edit(dic / "run.json", '"seed": 0', '"seed": null'),
+        "seed is None, expected an integer from 0",
+    ),
+    "seed beyond reason": (lambda dic: _edit(dic / "run.json", '"seed": 0', '"seed": -1'), "seed is -1, expected"),
+    "no arm": (lambda dic: _edit(dic / "run.json", '"arm": "dic"', '"arm": ""'), "arm is '', expected one plain word"),
+    "earlier version": (lambda dic: _edit(dic / "run.json", '"run_id"', '"id"'), "an earlier version wrote it"),
+    "accuracy beyond 1": (lambda dic: _edit(dic / "metrics.csv", "0.4,", "1e308,"), "train/acc is 1e+308 in epoch 0"),
+    "epoch beyond reason": (lambda dic: _edit(dic / "metrics.csv", "\n7,79,,,", "\n7000000,79,,,"), "epoch is 7000000"),
+    "results of the other run": (
+        lambda dic: _of_the_other_run(dic, "metrics_test.json", "predictions_test.csv"),
+        "metrics_test.json does not match the run: run_id is",
+    ),
+    "predictions of the other run": (
+        lambda dic: _of_the_other_run(dic, "predictions_test.csv"),
+        "metrics_test.json does not match predictions_test.csv: predictions_sha256 is",
+    ),
+    "other split": (
+        lambda dic: _edit(dic / "metrics_test.json", '"split": "test"', '"split": "val"'),
+        "split is 'val', expected 'test'",
+    ),
+    "checkpoint elsewhere": (
+        lambda dic: _edit(dic / "metrics_test.json", '"best.ckpt"', '"../best.ckpt"'),
+        "metrics_test.json does not say which checkpoint was tested",
+    ),
+    "other F1": (
+        lambda dic: _edit(dic / "metrics_test.json", '"macro_f1": 0.', '"macro_f1": 0.9'),
+        "rules.majority.all.macro_f1 is 0.9",
+    ),
+    "other confusion": (
+        lambda dic: _edit(dic / "metrics_test.json", '"confusion": [[', '"confusion": [[9'),
+        "rules.majority.all.confusion is",
+    ),
+    "copy with another seed": (_as_a_copy, "are one run, or copies of one"),
+    "seed twice, other settings": (_as_the_same_seed, "but their settings differ (model.depth is 34, was 18)"),
     "seed twice": (lambda dic: _edit(dic / "run.json", '"arm": "dic"', '"arm": "bilinear"'), "not another seed"),
     "other generator": (_as_another_seed, "their generators differ"),
     "other image": (
-        lambda dic: _edit(dic / "predictions_val.csv", "fer0000002", "fer0000999"),
+        lambda dic: _rename_an_image(dic / "predictions_val.csv"),
         "differ: fer0000002.png,",
     ),
     "other truth": (lambda dic: _swap(dic / "predictions_val.csv", 12, 13), "differ: fer0000012.png,"),
@@ -394,7 +575,7 @@ def test_the_same_run_twice_and_an_untested_run_are_refused(
     pair: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run_compare(tmp_path / "out", pair[0], pair[0] / ".." / "bilinear") == 2
-    assert "are both arm bilinear with seed 0" in capsys.readouterr().err
+    assert "are one run, or copies of one" in capsys.readouterr().err
     untested = write_run(tmp_path / "untested", "dic", 5, DIC, splits=())
     assert run_compare(tmp_path / "out", pair[0], untested) == 2
     assert f"superfer test --ckpt_path {untested} --split test" in capsys.readouterr().err

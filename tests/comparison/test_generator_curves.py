@@ -8,6 +8,7 @@ import pytest
 
 from comparison.generator_curves import PANELS, best_and_last, draw_generators, read_generators, smooth
 from tests.comparison.test_compare import DIC, run_compare, write_run
+from tests.tiny_runs import run_record
 
 METRICS = """epoch,step,time,train/g/heatmap,val/psnr_y,val/psnr_y_bicubic,val/nme_interocular
 0,49,09:00:00,0.5,,,
@@ -24,7 +25,7 @@ def run(tmp_path: Path) -> Path:
 
 def write_generator(folder: Path, experiment: str) -> Path:
     folder.mkdir(parents=True)
-    (folder / "run.json").write_text(json.dumps({"experiment": experiment, "arm": None, "seed": 0}))
+    (folder / "run.json").write_text(json.dumps(run_record(folder, experiment=experiment, arm=None)))
     (folder / "metrics.csv").write_text(METRICS)
     return folder
 

@@ -13,7 +13,7 @@ from commands.train import train
 from run_state.checkpoints import AtomicCheckpointIO, newest_intact
 from storage.checkpoints import CheckpointError, read_checkpoint
 from tests.test_exact_resume import NOW, WHOLE
-from tests.tiny_runs import classifier_args
+from tests.tiny_runs import classifier_args, run_record
 from tests.torture import difference, outcome
 
 TINY = "--model=tests.tiny_runs.TinyClassifier"
@@ -24,9 +24,18 @@ def no_space(file: int) -> None:
 
 
 def write(run: Path, name: str, step: int) -> Path:
-    path = run / "checkpoints" / name
-    AtomicCheckpointIO().save_checkpoint({"global_step": step, "loops": {}, "weights": torch.arange(1000.0)}, path)
+    path, record = run / "checkpoints" / name, run_record(run)
+    (run / "run.json").write_text(json.dumps(record))
+    own = {"run_id": record["run_id"], "settings": {"seed_everything": 0}}
+    content = {"global_step": step, "epoch": 0, "loops": {}, "run": own, "weights": torch.arange(1000.0)}
+    AtomicCheckpointIO().save_checkpoint(content, path)
     return path
+
+
+def newest_step(run: Path) -> int:
+    checkpoint = newest_intact(run)
+    assert checkpoint
+    return checkpoint.global_step
 
 
 def test_damaged_checkpoints_are_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -34,22 +43,30 @@ def test_damaged_checkpoints_are_passed_over(tmp_path: Path, capsys: pytest.Capt
     write(tmp_path, "latest.ckpt", 6)
     latest = write(tmp_path, "latest.ckpt", 8)
     previous = latest.with_name("previous.ckpt")
-    assert (newest_intact(tmp_path).path, newest_intact(tmp_path).global_step) == (latest, 8)
+    assert newest_step(tmp_path) == 8
     content = bytearray(latest.read_bytes())
     content[len(content) // 2] ^= 1  # one bit, in the weights
     latest.write_bytes(content)
-    assert (newest_intact(tmp_path).path, newest_intact(tmp_path).global_step) == (previous, 6)
+    assert newest_step(tmp_path) == 6
     assert "has changed since it was written" in capsys.readouterr().err
     previous.write_bytes(b"")
-    assert newest_intact(tmp_path).global_step == 4
+    assert newest_step(tmp_path) == 4
     best.unlink()
     torch.save({"state_dict": {}}, best)  # weights alone, as exported
     with pytest.raises(CheckpointError, match=r"best\.ckpt is not the checkpoint of a training"):
         newest_intact(tmp_path)
 
 
-def test_no_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"looked for .*latest\.ckpt and .*previous\.ckpt and .*best\.ckpt"):
+def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, "latest.ckpt", 5)
+    other = run_record(tmp_path, run_id="0" * 32, arm="dic", seed=3)
+    own = run_record(tmp_path)["run_id"]
+    (tmp_path / "run.json").write_text(json.dumps(other))
+    message = rf"latest\.ckpt is a checkpoint of run {own} .*, but .* is run {'0' * 32} \(arm dic, seed 3\)"
+    with pytest.raises(ValueError, match=message):
+        newest_intact(tmp_path)
+    torch.save({"global_step": 5, "epoch": 0, "loops": {}}, path)
+    with pytest.raises(ValueError, match="does not say of which run it is: an earlier version wrote it"):
         newest_intact(tmp_path)
 
 

@@ -1,5 +1,6 @@
 """Run folders: names, and finding them again."""
 
+import json
 import os
 import re
 import subprocess
@@ -10,6 +11,7 @@ import pytest
 
 from run_state.folder import find_checkpoint, find_run, lock, new_run_folder, share_with_children, status
 from run_state.record import software_state
+from tests.tiny_runs import run_record
 
 
 @pytest.fixture(autouse=True)
@@ -46,12 +48,12 @@ def test_one_process_at_a_time_trains_in_a_folder_and_a_killed_one_leaves_no_loc
         assert other.stdout is not None and other.stdout.readline() == b"locked\n"
         with pytest.raises(ValueError, match=rf"trained by process {other.pid} on .*; wait for it"), lock(tmp_path):
             pass
-        (tmp_path / "run.json").write_text('{"status": "running"}')
+        (tmp_path / "run.json").write_text(json.dumps(run_record(tmp_path, status="running")))
         assert status(tmp_path) == "running"
         other.kill()
         other.wait()
     assert status(tmp_path) == "died"
-    (tmp_path / "run.json").write_text('{"status": "preempted"}')
+    (tmp_path / "run.json").write_text(json.dumps(run_record(tmp_path, status="preempted")))
     assert status(tmp_path) == "preempted"
     with lock(tmp_path):
         assert str(os.getpid()) in (tmp_path / ".lock").read_text()
@@ -64,13 +66,6 @@ def test_processes_of_a_job_share_a_folder(tmp_path: Path, monkeypatch: pytest.M
     (folder / "run.json").write_text("{}")
     with pytest.raises(ValueError, match="resume it with --resume"):
         new_run_folder(tmp_path, "arm", 7)
-    assert new_run_folder(tmp_path, "arm", 7, restarted=True) == folder  # as by torchrun --max-restarts
-    (folder / "checkpoints").mkdir()
-    (folder / "checkpoints" / "latest.ckpt").touch()
-    with pytest.raises(
-        ValueError, match="holds a run of this job already"
-    ):  # of other settings, or it would be resumed
-        new_run_folder(tmp_path, "arm", 7, restarted=True)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")  # torchrun's default
     with pytest.raises(ValueError, match="rdzv-id"):
         new_run_folder(tmp_path, "arm", 7)

@@ -8,7 +8,6 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.demos.boring_classes import BoringModel
-from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.strategies import DDPStrategy
 
 from run_state import lightning_internals as internals
@@ -89,10 +88,3 @@ def test_averages_are_blended_in_place() -> None:
     kept = averages[0]
     internals.blend(averages, weights, 0.75)
     assert kept.tolist() == [0.25, 0.25] and averages[1].tolist() == [1.5]
-
-
-def test_anonymous_is_dropped(tmp_path: Path) -> None:
-    logger = WandbLogger(save_dir=tmp_path, offline=True)
-    assert "anonymous" in logger._wandb_init
-    internals.drop_anonymous(logger)
-    assert "anonymous" not in logger._wandb_init and logger._wandb_init["dir"]

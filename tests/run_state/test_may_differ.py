@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from run_state.may_differ import MAY_DIFFER, Purpose, changed_settings, flatten, may_differ, refuse_changes
+from run_state.may_differ import MAY_DIFFER, Purpose, changed_settings, flatten, may_differ, read_config, refuse_changes
 
 RUN: dict[str, Any] = {
     "seed_everything": 0,
@@ -55,34 +55,31 @@ def test_names_are_whole_words_and_purposes_are_known() -> None:
     }
 
 
-def test_changes_are_named_with_both_values(tmp_path: Path) -> None:
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(RUN))
+def test_changes_are_named_with_both_values() -> None:
     now = yaml.safe_load(yaml.safe_dump(RUN))
-    assert changed_settings(tmp_path, now, "resume") == []
+    assert changed_settings(RUN, now, "resume") == []
     now["data"]["init_args"] |= {"num_workers": 0, "batch_size": 4, "new": 1}
     del now["best"]
-    assert changed_settings(tmp_path, now, "resume") == [
+    assert changed_settings(RUN, now, "resume") == [
         "best.monitor is not set, was 'val/acc'",
         "data.init_args.batch_size is 4, was 8",
         "data.init_args.new is 1, was not set",
     ]
-    assert changed_settings(tmp_path, now, "test") == ["data.init_args.new is 1, was not set"]
-    assert changed_settings(tmp_path, now, "resume", ["best", "data.init_args.new", "data.init_args.batch_size"]) == []
+    assert changed_settings(RUN, now, "test") == ["data.init_args.new is 1, was not set"]
+    assert changed_settings(RUN, now, "resume", ["best", "data.init_args.new", "data.init_args.batch_size"]) == []
 
 
 def test_refusals(tmp_path: Path) -> None:
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(RUN))
     now = yaml.safe_load(yaml.safe_dump(RUN))
     now["trainer"]["max_steps"] = 9
-    message = r"cannot resume .*trainer\.max_steps is 9, was -1\. Change on purpose: --allow_change NAME"
-    with pytest.raises(ValueError, match=message):
-        refuse_changes(tmp_path, now, "resume", ["trainer", "seed_everything"])
+    with pytest.raises(ValueError, match=r"cannot resume .*trainer\.max_steps is 9, was -1; to change one on purpose"):
+        refuse_changes(tmp_path, RUN, now, "resume", ["trainer", "seed_everything"])
     with pytest.raises(ValueError, match=r"--allow_change model\.lr: there is no such setting"):
-        refuse_changes(tmp_path, RUN, "resume", ["model.lr"])
-    refuse_changes(tmp_path, RUN, "resume", ["model.init_args.optimizer.lr"])
+        refuse_changes(tmp_path, RUN, RUN, "resume", ["model.lr"])
+    refuse_changes(tmp_path, RUN, RUN, "resume", ["model.init_args.optimizer.lr"])
     (tmp_path / "config.yaml").write_text("a: [")
     with pytest.raises(ValueError, match=r"config\.yaml cannot be read"):
-        refuse_changes(tmp_path, RUN, "test")
+        read_config(tmp_path)
 
 
 def test_flatten() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import wandb
 
-from run_state.wandb_run import make_wandb_logger, run_id, wandb_mode
+from run_state.wandb_run import wandb_identity, wandb_mode
 
 
 @pytest.fixture(autouse=True)
@@ -30,6 +30,7 @@ KEY, LOGIN = {"WANDB_API_KEY": "k" * 40}, "machine api.wandb.ai\n  login user\n 
         ({"WANDB_BASE_URL": "https://wandb.example.com"}, LOGIN, "offline"),
         ({"WANDB_MODE": "offline", **KEY}, "", "offline"),
         ({"WANDB_MODE": "dryrun", **KEY}, "", "offline"),
+        ({"WANDB_MODE": "run", **KEY}, "", "online"),
         ({"WANDB_MODE": "disabled"}, LOGIN, "disabled"),
         ({"WANDB_MODE": "online"}, LOGIN, "online"),
     ],
@@ -45,28 +46,29 @@ def test_wandb_mode(
     assert wandb_mode() == mode
 
 
-def test_without_a_key_a_run_really_is_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """W&B has looked for a key by then, and would go online by itself."""
-    monkeypatch.delenv("WANDB_MODE")
-    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
-    mode = wandb_mode()
-    assert mode == "offline"
-    logger = make_wandb_logger(tmp_path, "experiment", "train", ["x"], mode)
-    try:
-        assert logger.experiment.offline and list((tmp_path / "wandb").glob("offline-run-*"))
-    finally:
-        wandb.finish()
-
-
 def test_online_without_a_key_is_an_error_and_no_question(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("WANDB_MODE", "online")
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
-    with pytest.raises(ValueError, match="there is no key"):
+    with pytest.raises(ValueError, match="W&B has no key"):
         wandb_mode()
 
 
-def test_the_id_is_that_of_the_record_or_new(tmp_path: Path) -> None:
-    assert run_id(tmp_path) != run_id(tmp_path)
-    (tmp_path / "run.json").write_text('{"wandb_id": "abc"}')
-    assert run_id(tmp_path) == "abc"
+def test_a_mode_that_does_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+    """W&B would be offline without a word."""
+    monkeypatch.setenv("WANDB_MODE", "onlin")
+    with pytest.raises(ValueError, match="WANDB_MODE is 'onlin', expected one of online, run, offline"):
+        wandb_mode()
+
+
+def test_the_run_is_that_of_the_record_or_new(monkeypatch: pytest.MonkeyPatch) -> None:
+    new = wandb_identity({})
+    assert new["wandb_project"] == "superfer" and new["wandb_id"] != wandb_identity({})["wandb_id"]
+    monkeypatch.setenv("WANDB_PROJECT", "mine")
+    assert wandb_identity({})["wandb_project"] == "mine"
+    record = {"wandb_id": "abc", "wandb_project": "first", "wandb_entity": "team"}
+    assert wandb_identity(record) == record
+    monkeypatch.setenv("WANDB_RUN_ID", "trial")
+    assert wandb_identity(record) == record and wandb_identity({})["wandb_id"] == "trial"
+    monkeypatch.setenv("WANDB_SWEEP_ID", "sweep")
+    assert wandb_identity(record) == record | {"wandb_id": "trial"}

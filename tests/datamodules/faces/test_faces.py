@@ -39,7 +39,8 @@ def _same_faces(count: int) -> FaceSet:
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (1, 64, 64, 3), dtype=np.uint8).repeat(count, 0)
     landmarks = rng.uniform(10, 50, (1, 68, 2)).astype(np.float32).repeat(count, 0)
-    return FaceSet(["x"] * count, images, np.arange(count), landmarks, np.full(count, 64.0), ["0"] * count)
+    sides, digests, checked = np.full(count, 64.0), ["0"] * count, np.ones(count, bool)
+    return FaceSet(["x"] * count, images, np.arange(count), landmarks, sides, digests, checked)
 
 
 def test_mirroring_depends_on_seed_epoch_and_index_alone() -> None:

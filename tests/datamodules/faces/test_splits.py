@@ -14,7 +14,9 @@ def _faces(names: list[str], first_pixel: int = 0) -> FaceSet:
     images = np.arange(first_pixel, first_pixel + count, dtype=np.uint8)[:, None, None, None].repeat(3, 3)
     digests = [str(n) for n in range(first_pixel, first_pixel + count)]
     landmarks = np.zeros((count, 68, 2), np.float32)
-    return FaceSet(names, images, np.arange(count), landmarks, np.arange(count) * 10.0, digests, "here")
+    return FaceSet(
+        names, images, np.arange(count), landmarks, np.arange(count) * 10.0, digests, np.ones(count, bool), "here"
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,125 @@
+"""Show which validation faces a classifier gets wrong, and which emotions it confuses, once per validation."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from datamodules.labels import CLASSES
+
+SIDE, HEADER = 96, 24  # pixels of a face, and above it for two lines of text
+CELL, MARGIN = 58, 64  # pixels of a cell of the confusion matrix, and for the names of its rows and columns
+RIGHT_COLOUR, WRONG_COLOUR = "lightgreen", "salmon"
+
+
+class PredictionSheet(L.Callback):
+    """Write two pictures after every validation, on rank 0.
+
+    `<run folder>/faces/batch_<number>.png` shows the faces whose true emotion was given the least probability: wrong
+    ones first, the surest of them at the top. `<run folder>/confusion/batch_<number>.png` is the confusion matrix. For
+    modules whose `validation_step` returns `index`, `label` and `probability`, as `EmotionClassifier`'s does.
+
+    Args:
+        num_faces: how many faces to show.
+    """
+
+    def __init__(self, num_faces: int = 24) -> None:
+        if num_faces < 1:
+            raise ValueError(f"num_faces is {num_faces}, expected at least 1")
+        self.num_faces = num_faces
+        self._seen: list[dict[str, Tensor]] = []
+
+    def on_validation_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if not trainer.sanity_checking:
+            self._seen.append({name: outputs[name].cpu() for name in ("index", "label", "probability")})
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        parts: list[Any] = [self._seen] * trainer.world_size
+        if trainer.world_size > 1:
+            torch.distributed.all_gather_object(parts, self._seen)
+        self._seen = []
+        batches = [batch for part in parts for batch in part]
+        if not trainer.is_global_zero or not batches:
+            return
+        index, label, probability = (
+            torch.cat([batch[name] for batch in batches]) for name in ("index", "label", "probability")
+        )
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        worst = _worst_first(label, probability)[: self.num_faces]
+        faces = data.datasets["val"].__getitems__([(trainer.current_epoch, int(i)) for i in index[worst]])["image"]
+        sheets = {
+            "faces": draw_faces(faces, label[worst], probability[worst], data.synthetic),
+            "confusion": draw_confusion(label, probability.argmax(dim=1)),
+        }
+        for kind, sheet in sheets.items():
+            path = Path(trainer.default_root_dir) / kind / f"batch_{trainer.global_step:07d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(sheet).save(path)
+
+
+def _worst_first(label: Tensor, probability: Tensor) -> Tensor:
+    """Order images, wrong ones first, by the probability of their label; equal ones by their place."""
+    given = probability.gather(1, label[:, None])[:, 0]
+    right = probability.argmax(dim=1) == label
+    return (right + given).argsort(stable=True)
+
+
+def draw_faces(faces: Tensor, label: Tensor, probability: Tensor, synthetic: bool) -> NDArray[np.uint8]:
+    """Put faces, uint8 B,C,S,S, into rows of eight; above each its label, and the prediction with its probability.
+
+    Args:
+        faces: what the network saw.
+        label: int64 B.
+        probability: B,8.
+        synthetic: say so in the first line of every face.
+
+    Returns:
+        uint8 H,W,3, RGB.
+    """
+    columns = min(8, len(faces))
+    sheet = Image.new("RGB", (columns * SIDE, -(-len(faces) // columns) * (SIDE + HEADER)))
+    draw = ImageDraw.Draw(sheet)
+    for place, (face, true, row) in enumerate(zip(faces, label.tolist(), probability, strict=True)):
+        x, y = place % columns * SIDE, place // columns * (SIDE + HEADER)
+        picture = Image.fromarray(face.expand(3, -1, -1).permute(1, 2, 0).numpy())
+        sheet.paste(picture.resize((SIDE, SIDE)), (x, y + HEADER))
+        found = int(row.argmax())
+        draw.text((x + 2, y), CLASSES[true] + (" (drawn)" if synthetic else ""), fill="white")
+        colour = RIGHT_COLOUR if found == true else WRONG_COLOUR
+        draw.text((x + 2, y + HEADER // 2), f"{CLASSES[found]} {row[found]:.0%}", fill=colour)
+    return np.asarray(sheet)
+
+
+def draw_confusion(label: Tensor, found: Tensor) -> NDArray[np.uint8]:
+    """Draw a confusion matrix: rows are labels, columns predictions; cells are counts, shaded by the row's share.
+
+    Args:
+        label: int64 N.
+        found: int64 N.
+
+    Returns:
+        uint8 H,W,3, RGB.
+    """
+    count = len(CLASSES)
+    counts = torch.bincount(label * count + found, minlength=count * count).reshape(count, count)
+    shares = counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
+    sheet = Image.new("RGB", (MARGIN + count * CELL, HEADER + count * CELL), "white")
+    draw = ImageDraw.Draw(sheet)
+    draw.text((2, 2), "label", fill="black")
+    for row, name in enumerate(CLASSES):
+        draw.text((2, HEADER + row * CELL + CELL // 2 - 6), name, fill="black")
+        draw.text((MARGIN + row * CELL + 2, HEADER // 2 - 6), name, fill="black")
+        for column in range(count):
+            x, y, share = MARGIN + column * CELL, HEADER + row * CELL, float(shares[row, column])
+            level = round(255 * (1 - share))
+            draw.rectangle((x, y, x + CELL - 1, y + CELL - 1), fill=(level, level, 255), outline="lightgray")
+            colour = "white" if share > 0.5 else "black"
+            draw.text((x + 4, y + CELL // 2 - 6), str(int(counts[row, column])), fill=colour)
+    return np.asarray(sheet)

@@ -1,0 +1,94 @@
+"""Which run a folder holds: read `run.json`, the same way everywhere, and tell a run from its copies."""
+
+import hashlib
+import json
+import re
+import uuid
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from storage.atomic import write_atomically
+from storage.reading import parse_json, read_text
+
+_WORD = re.compile(r"[\w.+=-]{1,64}")
+
+
+def is_word(value: object) -> bool:
+    """Whether a value can name an arm in tables, dashboards and file names."""
+    return isinstance(value, str) and bool(_WORD.fullmatch(value))
+
+
+def _are_starts(value: Any) -> bool:
+    try:
+        return bool(value) and all(datetime.fromisoformat(start["started"]).tzinfo for start in value)
+    except (KeyError, TypeError, ValueError):
+        return False
+
+
+# What every run.json says: how to recognise it, and in words.
+_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "run_id": (lambda value: bool(re.fullmatch("[0-9a-f]{32}", str(value))), "32 hexadecimal digits"),
+    "arm": (lambda value: value is None or is_word(value), "one plain word, or null for a generator"),
+    "seed": (lambda value: type(value) is int and 0 <= value < 2**32, "an integer from 0 to 4294967295"),
+    "synthetic": (lambda value: isinstance(value, bool), "true or false"),
+    "starts": (_are_starts, "a list of starts, each with its time"),
+    **{
+        name: (lambda value: isinstance(value, str), "a text")
+        for name in ("folder", "experiment", "data_fingerprint", "status")
+    },
+}
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """Return the content of `run.json`.
+
+    Raises:
+        ValueError: It is missing or damaged, or an earlier version wrote it.
+    """
+    path = folder / "run.json"
+    if not path.is_file():
+        kind = "has no run.json" if folder.is_dir() else "is not a folder"
+        raise ValueError(f"{folder} {kind}, expected a run folder such as runs/<experiment>/<time>_s<seed>")
+    try:
+        record = parse_json(read_text(path))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); restore it, or start the run anew") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"{path} holds a {type(record).__name__}, expected a mapping; restore it, or start anew")
+    if "run_id" not in record:
+        raise ValueError(f"{path} has no run_id: an earlier version wrote it, whose runs can only be trained anew")
+    for name, (is_valid, expected) in _FIELDS.items():
+        if not is_valid(record.get(name)):
+            found = repr(record.get(name))[:100]
+            raise ValueError(f"{path}: {name} is {found}, expected {expected}; restore it, or start anew")
+    return record
+
+
+def original_of(folder: Path, record: dict[str, Any]) -> Path | None:
+    """Return the folder of which this one is a copy, if both are there."""
+    original = folder.with_name(record["folder"])
+    if original.name == folder.name or not (original / "run.json").is_file():
+        return None  # or it was renamed
+    return original if read_record(original)["run_id"] == record["run_id"] else None
+
+
+def detach_copy(folder: Path) -> None:
+    """Give a copied run a name and a W&B run of its own before it goes on: two folders must not write one W&B run.
+
+    Raises:
+        ValueError: `run.json` is missing or damaged.
+    """
+    record = read_record(folder)
+    original = original_of(folder.resolve(), record)
+    if original:
+        record |= {"folder": folder.resolve().name, "wandb_id": uuid.uuid4().hex[:8]}
+        write_atomically(folder / "run.json", json.dumps(record, indent=1) + "\n")
+        print(f"{folder} is a copy of {original}: it goes on as a run of its own, also in W&B", flush=True)
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
