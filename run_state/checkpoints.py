@@ -49,7 +49,7 @@ class LatestCheckpoint(Checkpoint):
     """
 
     def __init__(self, minutes: float = 10.0, dirpath: str | None = None) -> None:
-        if minutes < 0:
+        if not minutes >= 0:
             raise ValueError(f"latest.minutes is {minutes}, expected 0 or more")
         self.minutes, self.dirpath = minutes, dirpath
         self.preemption = Preemption()
