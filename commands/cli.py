@@ -63,6 +63,7 @@ _FIXED = {
     "latest.dirpath": None,
     "trainer.default_root_dir": None,
     "trainer.use_distributed_sampler": False,  # the samplers share out the data themselves
+    "trainer.overfit_batches": 0.0,  # would replace the samplers; use limit_train_batches
 }
 
 
@@ -156,7 +157,13 @@ class SuperFERCLI(LightningCLI):
 
     @cached_property
     def _settings_yaml(self) -> str:
-        return str(self.parser.dump(self.config, skip_none=False))
+        text = str(self.parser.dump(self.config, skip_none=False))
+        if lost := re.search(r".*Unable to serialize.*", text):
+            raise ValueError(
+                f"config.yaml would hold {lost[0].strip()!r}, which a resumed run cannot read; give that setting as text, "
+                "or null"
+            )
+        return text
 
     @property
     def experiment_folder(self) -> Path:

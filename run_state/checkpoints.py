@@ -35,7 +35,7 @@ class LatestCheckpoint(Checkpoint):
     When any process receives SIGTERM or SIGUSR1, finish the current optimiser step, save, and raise `PreemptedError`.
     During validation, or before the training starts, raise it at once: the last checkpoint is still valid. A stop
     within an epoch, by `trainer.max_time` for instance, is put off to the next moment at which the run can be saved,
-    and raises `StoppedError` then: Lightning would close the epoch, which the resumed run goes on with.
+    and raises `StoppedError` then: Lightning would validate and close the epoch, which the resumed run goes on with.
 
     A resumed run starts the saved batch again: a callback that keeps a count saves it exactly if it counts in
     `on_train_batch_end`, and one too many in `on_train_batch_start`.
@@ -80,7 +80,11 @@ class LatestCheckpoint(Checkpoint):
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Do not count the batch that was fetched but not trained with, nor take it for the last one of the epoch."""
-        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        loop = checkpoint["loops"]["fit_loop"]
+        progress, epochs = loop["epoch_loop.batch_progress"], loop["epoch_progress"]["current"]
+        if epochs["ready"] == epochs["completed"]:  # else a run counted in batches resumes with an empty epoch
+            progress["current"] = dict.fromkeys(progress["current"], 0)
+            progress["is_last_batch"] = False
         for counts in (progress["total"], progress["current"]):
             if counts["started"] == counts["completed"] < counts["ready"]:
                 counts["ready"] = counts["completed"]
