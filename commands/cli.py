@@ -160,8 +160,8 @@ class SuperFERCLI(LightningCLI):
         text = str(self.parser.dump(self.config, skip_none=False))
         if lost := re.search(r".*Unable to serialize.*", text):
             raise ValueError(
-                f"config.yaml would hold {lost[0].strip()!r}, which a resumed run cannot read; give that setting as text, "
-                "or null"
+                f"config.yaml would hold {lost[0].strip()!r}, which a resumed run cannot read; give that setting as "
+                "text, or null"
             )
         return text
 

@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,8 +106,8 @@ class LatestCheckpoint(Checkpoint):
         if batch_idx % trainer.accumulate_grad_batches:
             return
         due = time.monotonic() - self._saved_at >= 60 * self.minutes or batch_idx == 0
-        due, preempted = self._agree(trainer, due and not resumed)
-        stopped = self._stop_requested and _may_stop(trainer)
+        mine = (due and not resumed, self._stop_requested and _may_stop(trainer), self.preemption.requested)
+        due, stopped, preempted = _any_rank(trainer, mine)
         if due or preempted or stopped:
             self._save(trainer)
         if preempted:
@@ -147,15 +148,6 @@ class LatestCheckpoint(Checkpoint):
         if trainer.should_stop:
             trainer.should_stop, self._stop_requested = False, True
 
-    def _agree(self, trainer: L.Trainer, due: bool) -> tuple[bool, bool]:
-        """Whether any rank finds that a checkpoint is due, and whether any has been told to stop."""
-        if trainer.world_size == 1:
-            return due, self.preemption.requested
-        mine = torch.tensor([due, self.preemption.requested], dtype=torch.int32, device=trainer.strategy.root_device)
-        torch.distributed.all_reduce(mine, torch.distributed.ReduceOp.MAX)
-        first, second = mine.tolist()
-        return bool(first), bool(second)
-
     def _save(self, trainer: L.Trainer) -> None:
         trainer.save_checkpoint(Path(self.dirpath or trainer.default_root_dir) / LATEST, weights_only=False)
         self._saved_at = time.monotonic()
@@ -167,6 +159,15 @@ def _is_from_before(path: Path, checkpoint: dict[str, Any]) -> bool:
     except (CheckpointError, KeyError, OSError):
         return False
     return isinstance(step, int) and step <= int(checkpoint["global_step"])
+
+
+def _any_rank(trainer: L.Trainer, mine: Sequence[bool]) -> Sequence[bool]:
+    """Whether each holds for any rank, so that all do the same."""
+    if trainer.world_size == 1:
+        return mine
+    flags = torch.tensor(mine, dtype=torch.int32, device=trainer.strategy.root_device)
+    torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX)
+    return [bool(flag) for flag in flags.tolist()]
 
 
 def _may_stop(trainer: L.Trainer) -> bool:

@@ -167,8 +167,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[list[str]
 
 
 @pytest.fixture(autouse=True)
-def no_wandb(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "disabled")
+    monkeypatch.chdir(tmp_path)  # the second CSV lies in the working directory
 
 
 @pytest.mark.parametrize("place", STOPS)

@@ -159,6 +159,11 @@ def test_a_reason_beside_types_that_did_not_apply_is_not_lost(
         (["--trainer.log_every_n_steps=-1"], "log_every_n_steps is -1, expected at least 1"),
         (["--model.optimizer.betas=[1,2]"], "optimizer.betas are (1.0, 2.0)"),
         (["--trainer.accelerator=tpu"], "torch_xla"),  # which is not installed
+        (["--trainer.overfit_batches=2"], "trainer.overfit_batches is 2, expected 0.0"),
+        (
+            ["--trainer.callbacks+=StochasticWeightAveraging", "--trainer.callbacks.swa_lrs=0.01"],
+            "config.yaml would hold 'device: Unable to serialize instance cpu', which a resumed run cannot read",
+        ),
         (["--data.root=nowhere"], "nowhere: no such folder"),
         (["--data.batch_size=1000"], "batch_size is 1000, expected at most the"),
         (
