@@ -120,7 +120,7 @@ class SuperFERCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         for option, value in pairwise(part for word in args for part in word.split("=", 1)):
-            if option == "--config" and Path(value).exists():
+            if option in ("--config", "-c") and Path(value).exists():
                 read_text(value)  # refuses what is not a regular file, which the parser would wait for
         try:
             super().parse_arguments(parser, args)
