@@ -1,6 +1,7 @@
 """Every command of the pages for users is accepted, every Python block runs, and what they name is there."""
 
 import contextlib
+import json
 import re
 import shlex
 import sys
@@ -22,7 +23,7 @@ from commands.train import train
 from commands.upscale import parse_options, upscale
 from datamodules.upscalers import InterpolationUpscaler
 from tests import benchmark_generator
-from tests.tiny_runs import REPOSITORY
+from tests.tiny_runs import REPOSITORY, run_record
 
 PAGES = [*sorted(REPOSITORY.glob("*.md")), *sorted(REPOSITORY.glob("docs/*.md")), REPOSITORY / "weights/README.md"]
 TEXT = "\n".join(page.read_text() for page in PAGES)
@@ -47,12 +48,16 @@ def commands() -> list[str]:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that stands for RUN: a configuration and an empty checkpoint. Read only."""
+    """A folder that stands for RUN: a record, a configuration and a checkpoint without weights. Read only."""
     folder = tmp_path_factory.mktemp("run")
     with (folder / "config.yaml").open("w") as file, contextlib.redirect_stdout(file), pytest.raises(SystemExit):
         train(["--config", str(REPOSITORY / "configs/classifier/bilinear.yaml"), "--print_config"])
     (folder / "checkpoints").mkdir()
-    torch.save({}, folder / "checkpoints" / "best.ckpt")
+    record = run_record(folder)
+    (folder / "run.json").write_text(json.dumps(record))
+    own = {"run_id": record["run_id"], "settings": yaml.safe_load((folder / "config.yaml").read_text())}
+    content = {"global_step": 1, "epoch": 0, "loops": {}, "run": own}
+    torch.save(content, folder / "checkpoints" / "best.ckpt")
     return folder
 
 
