@@ -22,7 +22,6 @@ from tqdm import tqdm
 
 from datamodules.upscalers import Upscaler, UpscalerError, upscale_faces
 from models.dic import SCALE
-from storage.arrays import map_array
 from storage.atomic import remove_leftovers, write_atomically
 
 _BATCH = 8  # faces upscaled together
@@ -60,7 +59,7 @@ class UpscaledCache:
             return True
         for path in self.folder.glob(f"{block:05d}-*.npy"):
             with suppress(Exception):  # damaged headers make numpy raise almost anything
-                array = map_array(path)
+                array = np.load(path, mmap_mode="r") if path.is_file() else np.empty(0)  # a pipe would be waited for
                 shape = (len(self._faces[block]), *self.shape)
                 if (array.dtype, array.shape, path) == (np.uint8, shape, self._path(block, array)):
                     self._blocks[block] = array
@@ -80,7 +79,7 @@ class UpscaledCache:
         buffer, path = io.BytesIO(), self._path(block, array)
         np.save(buffer, array)
         write_atomically(path, buffer.getbuffer())
-        self._blocks[block] = map_array(path)
+        self._blocks[block] = np.load(path, mmap_mode="r")
 
     def fill(self, rows: np.ndarray, device: torch.device, rank: int = 0, world_size: int = 1) -> None:
         """Make the blocks that hold `rows` unless they exist; return when all of them do.

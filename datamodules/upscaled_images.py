@@ -133,17 +133,15 @@ def read_origin(path: Path) -> tuple[str, str]:
 
     A damaged image has no source, so that it is made again.
     """
+    generator = ""
     try:
         content = read_bytes(path)
         with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
             generator, source = str(image.info.get(_GENERATOR_KEY, "")), str(image.info.get(_SOURCE_KEY, ""))
-    except Exception:  # a file of somebody else may be anything
-        return "", ""
-    try:
         check_png(content)
-    except Exception:
+        return generator, source
+    except Exception:  # a file of somebody else may be anything
         return generator, ""
-    return generator, source
 
 
 def check_origins(tasks: Iterable[UpscaleTask], generator: str, overwrite: bool) -> None:

@@ -8,6 +8,7 @@ Reference:
     Ma et al., CVPR 2020 (arXiv 2003.13063), section 3.4.
 """
 
+import math
 import warnings
 
 from torch import Tensor
@@ -42,7 +43,7 @@ class DICModule(GeneratorTask):
         compile: bool = False,
     ) -> None:
         for name, value in {"heatmap_weight": heatmap_weight, "freeze_hourglass": freeze_hourglass}.items():
-            if value < 0:
+            if not 0 <= value < math.inf:
                 raise ValueError(f"{name} is {value}, expected 0 or more")
         super().__init__(net, initial_weights, optimizer, compile)
         if hourglass_weights is not None:

@@ -47,6 +47,10 @@ class Optimization:
             raise ValueError(f"optimizer.lr is {self.lr}, expected a positive number")
         if not 0 <= self.weight_decay < math.inf:
             raise ValueError(f"optimizer.weight_decay is {self.weight_decay}, expected 0 or more")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"optimizer.betas are {self.betas}, expected 0 up to, but not including, 1")
+        if not 0 < self.gamma < math.inf:
+            raise ValueError(f"optimizer.gamma is {self.gamma}, expected a positive number")
         if not 0 <= self.warmup < 1:
             raise ValueError(f"optimizer.warmup is {self.warmup}, expected 0 up to, but not including, 1")
 

@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ class LatestCheckpoint(Checkpoint):
     When any process receives SIGTERM or SIGUSR1, finish the current optimiser step, save, and raise `PreemptedError`.
     During validation, or before the training starts, raise it at once: the last checkpoint is still valid. A stop
     within an epoch, by `trainer.max_time` for instance, is put off to the next moment at which the run can be saved,
-    and raises `StoppedError` then: Lightning would close the epoch, which the resumed run goes on with.
+    and raises `StoppedError` then: Lightning would validate and close the epoch, which the resumed run goes on with.
 
     A resumed run starts the saved batch again: a callback that keeps a count saves it exactly if it counts in
     `on_train_batch_end`, and one too many in `on_train_batch_start`.
@@ -49,7 +50,7 @@ class LatestCheckpoint(Checkpoint):
     """
 
     def __init__(self, minutes: float = 10.0, dirpath: str | None = None) -> None:
-        if minutes < 0:
+        if not minutes >= 0:
             raise ValueError(f"latest.minutes is {minutes}, expected 0 or more")
         self.minutes, self.dirpath = minutes, dirpath
         self.preemption = Preemption()
@@ -80,7 +81,11 @@ class LatestCheckpoint(Checkpoint):
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Do not count the batch that was fetched but not trained with, nor take it for the last one of the epoch."""
-        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        loop = checkpoint["loops"]["fit_loop"]
+        progress, epochs = loop["epoch_loop.batch_progress"], loop["epoch_progress"]["current"]
+        if epochs["ready"] == epochs["completed"]:  # else a run counted in batches resumes with an empty epoch
+            progress["current"] = dict.fromkeys(progress["current"], 0)
+            progress["is_last_batch"] = False
         for counts in (progress["total"], progress["current"]):
             if counts["started"] == counts["completed"] < counts["ready"]:
                 counts["ready"] = counts["completed"]
@@ -101,8 +106,8 @@ class LatestCheckpoint(Checkpoint):
         if batch_idx % trainer.accumulate_grad_batches:
             return
         due = time.monotonic() - self._saved_at >= 60 * self.minutes or batch_idx == 0
-        due, preempted = self._agree(trainer, due and not resumed)
-        stopped = self._stop_requested and _may_stop(trainer)
+        mine = (due and not resumed, self._stop_requested and _may_stop(trainer), self.preemption.requested)
+        due, stopped, preempted = _any_rank(trainer, mine)
         if due or preempted or stopped:
             self._save(trainer)
         if preempted:
@@ -143,15 +148,6 @@ class LatestCheckpoint(Checkpoint):
         if trainer.should_stop:
             trainer.should_stop, self._stop_requested = False, True
 
-    def _agree(self, trainer: L.Trainer, due: bool) -> tuple[bool, bool]:
-        """Whether any rank finds that a checkpoint is due, and whether any has been told to stop."""
-        if trainer.world_size == 1:
-            return due, self.preemption.requested
-        mine = torch.tensor([due, self.preemption.requested], dtype=torch.int32, device=trainer.strategy.root_device)
-        torch.distributed.all_reduce(mine, torch.distributed.ReduceOp.MAX)
-        first, second = mine.tolist()
-        return bool(first), bool(second)
-
     def _save(self, trainer: L.Trainer) -> None:
         trainer.save_checkpoint(Path(self.dirpath or trainer.default_root_dir) / LATEST, weights_only=False)
         self._saved_at = time.monotonic()
@@ -163,6 +159,15 @@ def _is_from_before(path: Path, checkpoint: dict[str, Any]) -> bool:
     except (CheckpointError, KeyError, OSError):
         return False
     return isinstance(step, int) and step <= int(checkpoint["global_step"])
+
+
+def _any_rank(trainer: L.Trainer, mine: Sequence[bool]) -> Sequence[bool]:
+    """Whether each holds for any rank, so that all do the same."""
+    if trainer.world_size == 1:
+        return mine
+    flags = torch.tensor(mine, dtype=torch.int32, device=trainer.strategy.root_device)
+    torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX)
+    return [bool(flag) for flag in flags.tolist()]
 
 
 def _may_stop(trainer: L.Trainer) -> bool:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
+from storage.reading import parse_yaml, read_text
 
 Purpose = Literal["resume", "test", "compare"]
 
@@ -70,9 +70,9 @@ def read_config(run: Path) -> dict[str, Any]:
     """
     path = run / "config.yaml"
     try:
-        settings = yaml.safe_load(path.read_text()) or {}
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read ({' '.join(str(error).split())[:200]})") from error
+        settings = parse_yaml(read_text(path)) or {}
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read ({error})") from error
     if not isinstance(settings, dict):
         raise ValueError(f"{path} holds a {type(settings).__name__}, expected key: value pairs")
     return settings

@@ -1,6 +1,5 @@
 """Cut faces out of images, as squares around their landmarks."""
 
-import hashlib
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from datamodules.faces.annotations import FaceError, FaceFiles
-from datamodules.image_folder import has_deep_colours
+from datamodules.image_folder import digest_of, has_deep_colours
 from storage.images import open_image
 from storage.reading import read_bytes
 
@@ -71,11 +70,6 @@ def crop_face(
     return np.asarray(crop), moved.astype(np.float32)
 
 
-def digest_of(crop: NDArray[np.uint8]) -> str:
-    """Return the hash of a face's pixels."""
-    return hashlib.sha256(np.ascontiguousarray(crop).data).hexdigest()[:32]
-
-
 def _cut_face(files: FaceFiles, name: str, size: int, margin: float, min_face_size: float) -> FaceCrop:
     """Read, check and crop one face, or raise a FaceError."""
     if name not in files.landmarks:
@@ -97,7 +91,7 @@ def _cut_face(files: FaceFiles, name: str, size: int, margin: float, min_face_si
             f" {image.width} x {image.height} px",
         )
     crop, moved = crop_face(image, landmarks, size, margin)
-    return FaceCrop(crop, moved, side, digest_of(crop))
+    return FaceCrop(crop, moved, side, digest_of(crop.tobytes())[:32])
 
 
 def cut_faces(

@@ -26,16 +26,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.faces.annotations import FaceError, FaceFiles, find_faces, identify_files
-from datamodules.faces.cropping import cut_faces, digest_of
+from datamodules.faces.cropping import cut_faces
+from datamodules.image_folder import digest_of
 from datamodules.synthetic import SYNTHETIC_MARKER, is_synthetic
 from models.heatmaps import NUM_LANDMARKS
-from storage.arrays import map_array
 from storage.atomic import replace_folder
 from storage.reading import parse_json, read_text
 
 FORMAT = "superfer-faces-1"
-
-CACHE_FOLDER = ".superfer_cache"
 
 IMAGES, LANDMARKS, MANIFEST = "images.npy", "landmarks.npy", "manifest.json"
 
@@ -50,23 +48,17 @@ class FaceSet:
     landmarks: NDArray[np.float32]  # N,68,2, (x, y) in pixels of the crop, zero-based
     crop_sides: NDArray[np.float64]  # N, sides of the squares that were cut out, in pixels of the original images
     digests: list[str]  # N hashes of the images' pixels
-    checked: NDArray[np.bool_]  # M, which of `images` this process has compared with their hashes
     summary: str = ""  # one line on what the folder holds, and what was left out and why
 
     def __len__(self) -> int:
         return len(self.names)
 
     def image(self, index: int) -> NDArray[np.uint8]:
-        """Return the pixels of a face, uint8 H,H,3, RGB; when a face is first read, its hash is compared."""
-        row = self.rows[index]
-        image = self.images[row]
-        if not self.checked[row]:
-            if digest_of(image) != self.digests[index]:
-                raise ValueError(
-                    f"{IMAGES} is damaged: face {self.names[index]} has changed; prepare the faces again, or delete "
-                    f"{CACHE_FOLDER}"
-                )
-            self.checked[row] = True
+        """Return the pixels of a face, uint8 H,H,3, RGB; refuse those that have changed since they were packed."""
+        image = self.images[self.rows[index]]
+        if digest_of(image.tobytes())[:32] != self.digests[index]:
+            problem = f"face {self.names[index]} has changed; prepare it again, or delete .superfer_cache"
+            raise ValueError(f"{IMAGES} is damaged: {problem}")
         return image
 
     @property
@@ -180,7 +172,7 @@ def open_faces(root: Path, hr_size: int, margin: float) -> FaceSet:
 
 def _open_raw(root: Path, hr_size: int, margin: float) -> FaceSet:
     """Open the pack that belongs to a folder of images; pack them first where there is none that fits."""
-    cache = root / CACHE_FOLDER / f"faces_{hr_size}_{margin}"
+    cache = root / ".superfer_cache" / f"faces_{hr_size}_{margin}"
     with contextlib.suppress(ValueError):  # there is none yet, or it is damaged, or of other files
         return _open_prepared(cache, hr_size, margin, sources=identify_files(root))
     print(f"{root}: cutting faces out and packing them in {cache}", flush=True)
@@ -195,6 +187,9 @@ def _open_raw(root: Path, hr_size: int, margin: float) -> FaceSet:
 def _open_prepared(root: Path, hr_size: int, margin: float, sources: str | None = None) -> FaceSet:
     """Open a prepared folder; with `sources`, refuse one that was made of other files."""
     try:
+        for name in (IMAGES, LANDMARKS):
+            if not (root / name).is_file():  # a pipe would be waited for
+                raise ValueError(f"{name} is not a regular file")
         manifest = parse_json(read_text(root / MANIFEST))
         count, size = len(manifest["names"]), manifest["hr_size"]
         for name, kind in (("names", str), ("digests", str), ("crop_sides", float)):
@@ -202,12 +197,11 @@ def _open_prepared(root: Path, hr_size: int, margin: float, sources: str | None 
                 raise ValueError(f"{name} in {MANIFEST} are not a list of {count} {kind.__name__}")
         faces = FaceSet(
             names=manifest["names"],
-            images=map_array(root / IMAGES),
+            images=np.load(root / IMAGES, mmap_mode="r"),
             rows=np.arange(count),
-            landmarks=np.array(map_array(root / LANDMARKS)),
+            landmarks=np.load(root / LANDMARKS),
             crop_sides=np.array(manifest["crop_sides"]),
             digests=manifest["digests"],
-            checked=np.zeros(count, dtype=bool),
             summary=_describe(manifest),
         )
         shapes = faces.images.shape, faces.landmarks.shape

@@ -5,7 +5,6 @@ Anything wrong with a file raises a `ValueError` that names the file, the line a
 
 import csv
 import io
-import reprlib
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -139,7 +138,7 @@ def _read_older_votes(root: Path, split: int) -> list[VoteRow]:
 def _pixels(place: str, text: str) -> np.ndarray:
     try:
         if not text.isascii() or "_" in text:  # which numpy would take for digits of a number
-            raise ValueError(f"found {reprlib.repr(text)}")
+            raise ValueError(f"found {text}")
         values = np.array(text.split(), dtype=np.int64)
     except (ValueError, OverflowError) as error:
         raise ValueError(f"{place}: pixels are not integers ({_short(str(error))})") from error
