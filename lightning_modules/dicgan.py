@@ -22,7 +22,7 @@ from lightning_modules.generator import GeneratorTask
 from lightning_modules.optimization import Optimization
 from models.dic import DIC
 from models.light_cnn import LightCNN
-from models.losses import HourglassFeatures, adversarial_loss, dic_losses, perceptual_loss
+from models.losses import HEATMAP_WEIGHT, HourglassFeatures, adversarial_loss, dic_losses, perceptual_loss
 from run_state.lightning_internals import expect_unused_parameters
 
 PUBLISHED = Optimization(lr=1e-4, schedule="multistep", milestones=(10_000, 20_000, 40_000))
@@ -39,7 +39,6 @@ class DICGANModule(GeneratorTask):
         perceptual: network whose feature maps are compared, for instance `models.losses.VGG19Features`; None takes the
             generator's own hourglass, which knows faces and needs no file.
         optimizer: for both networks.
-        heatmap_weight: of the heatmap loss; the pixel loss has weight 1.
         perceptual_weight: of the perceptual loss; 0 skips it.
         compile: have `torch.compile` translate the generator.
     """
@@ -53,13 +52,12 @@ class DICGANModule(GeneratorTask):
         initial_weights: str | None = None,
         perceptual: nn.Module | None = None,
         optimizer: Optimization = PUBLISHED,
-        heatmap_weight: float = 0.1,
         perceptual_weight: float = 0.1,
         adversarial_weight: float = 0.005,
         compile: bool = False,
     ) -> None:
         super().__init__(net, initial_weights, optimizer, compile)
-        self.weights = {"pixel": 1.0, "heatmap": heatmap_weight}
+        self.weights = {"pixel": 1.0, "heatmap": HEATMAP_WEIGHT}
         self.weights |= {"perceptual": perceptual_weight, "adversarial": adversarial_weight}
         for name, weight in self.weights.items():
             if weight < 0:
