@@ -1,7 +1,9 @@
 """The configuration of `train`, `test` and `upscale`: parsed by one LightningCLI, built when the run is known."""
 
+import re
 import shutil
 import sys
+from argparse import ArgumentError
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cached_property
@@ -11,7 +13,7 @@ from typing import Any, Literal
 import lightning as L
 import torch
 import yaml
-from jsonargparse import Namespace
+from jsonargparse import Namespace, get_loader, set_loader
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
@@ -20,15 +22,18 @@ from callbacks.prediction_report import PredictionReport
 from callbacks.text_progress import TextProgress
 from callbacks.throughput import Throughput
 from commands.console import keep_freed_memory
+from commands.ranges import check_batches, check_ranges
 from models.bfloat16 import check_bfloat16
 from run_state.checkpoints import AtomicCheckpointIO, LatestCheckpoint, RunCheckpoint
 from run_state.folder import is_child, new_run_folder, share_with_children, started_processes
 from run_state.identity import is_word
 from run_state.may_differ import INITIAL_WEIGHTS
 from run_state.metrics_csv import MetricsCSV
+from run_state.parser_words import tell
 from run_state.process_state import ProcessState
 from run_state.record import RunRecord, check_same_data
 from run_state.wandb_run import WandbMirror, WandbMode, wandb_mode
+from storage.reading import check_yaml
 
 Command = Literal["train", "test", "upscale"]
 _USAGE = {
@@ -45,15 +50,32 @@ _ABOUT = {
     "upscale": "Upscale the faces of a classifier's configuration into its cache, or the images of a folder; for the "
     "options of the latter: superfer upscale --images . --help",
 }
-# Settings of the two checkpoint callbacks that this project relies on.
+# Settings that this project relies on, or would ignore.
 _FIXED = {
     "best.dirpath": None,
     "best.enable_version_counter": False,
+    "best.every_n_epochs": None,
+    "best.every_n_train_steps": None,
     "best.filename": "best",
     "best.save_top_k": 1,  # more would all be named best.ckpt, so that the last one wins
     "best.save_weights_only": False,
+    "best.train_time_interval": None,
     "latest.dirpath": None,
+    "trainer.default_root_dir": None,
+    "trainer.use_distributed_sampler": False,  # the samplers share out the data themselves
+    "trainer.overfit_batches": 0.0,  # would replace the samplers; use limit_train_batches
 }
+
+
+_load = get_loader("yaml")
+
+
+def _load_yaml(text: str) -> Any:
+    check_yaml(text)
+    return _load(text)
+
+
+set_loader("yaml", _load_yaml, (ValueError, yaml.YAMLError))
 
 
 def _seed(value: Any) -> int:
@@ -87,7 +109,6 @@ class SuperFERCLI(LightningCLI):
             auto_configure_optimizers=False,
             save_config_callback=None,  # RunRecord writes it, as it was given
             seed_everything_default=0,
-            trainer_defaults={"use_distributed_sampler": False},  # the samplers share out the data themselves
             parser_kwargs={
                 "allow_abbrev": False,
                 "exit_on_error": False,
@@ -96,6 +117,14 @@ class SuperFERCLI(LightningCLI):
                 "description": _ABOUT[command],
             },
         )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        try:
+            super().parse_arguments(parser, args)
+        except ArgumentError as error:
+            names = [name for action in parser._actions for name in action.option_strings]
+            names += re.findall(r"--\w+", _USAGE[self.command])
+            raise ValueError(tell(str(error), [name.lstrip("-") for name in names])) from error
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--experiment", type=str, required=True, help="Folder below runs, and group in W&B")
@@ -116,6 +145,7 @@ class SuperFERCLI(LightningCLI):
                 raise ValueError(f"{name} is {self.config[name]!r}, expected {value!r}")
         if self.config.best.monitor is None:
             raise ValueError("best.monitor is missing: the metric that decides which checkpoint is the best")
+        check_ranges(self.config)
 
     def instantiate_classes(self) -> None:
         """Nothing yet: which run it is decides what is built."""
@@ -127,7 +157,13 @@ class SuperFERCLI(LightningCLI):
 
     @cached_property
     def _settings_yaml(self) -> str:
-        return str(self.parser.dump(self.config, skip_none=False))
+        text = str(self.parser.dump(self.config, skip_none=False))
+        if lost := re.search(r".*Unable to serialize.*", text):
+            raise ValueError(
+                f"config.yaml would hold {lost[0].strip()!r}, which a resumed run cannot read; give that setting as "
+                "text, or null"
+            )
+        return text
 
     @property
     def experiment_folder(self) -> Path:
@@ -165,13 +201,17 @@ class SuperFERCLI(LightningCLI):
             ValueError: Settings, data and devices do not go together.
         """
         self.instantiate(follow_weights=checkpoint is None)
-        if self.config.best.monitor not in self.model.monitored:
-            expected = ", ".join(self.model.monitored)
-            raise ValueError(f"best.monitor is {self.config.best.monitor!r}, expected one of {expected}")
+        best, modes = self.config.best, self.model.monitored
+        if best.monitor not in modes:
+            raise ValueError(f"best.monitor is {best.monitor!r}, expected one of {', '.join(modes)}")
+        if best.mode != modes[best.monitor]:
+            raise ValueError(f"best.mode is {best.mode!r}, expected {modes[best.monitor]!r} for {best.monitor}")
         upscaler = getattr(self.datamodule, "upscaler", None)
         if upscaler and not is_word(upscaler.name):
             raise ValueError(f"the name of the upscaler is {upscaler.name!r}, expected one plain word")
         self.datamodule.check(self.command)
+        if self.command == "train":
+            check_batches(self.config.trainer, self.datamodule.training_batches)
         if run:
             check_same_data(run, self.datamodule)
         mode = wandb_mode() if self.command == "train" else "disabled"

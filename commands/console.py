@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, NoReturn
 
 from commands.ending import EXIT_INTERRUPTED, fail, is_interruption, one_line, stop
 from run_state.folder import share_with_children
-from run_state.preemption import EXIT_REQUEUE, PreemptedError
+from run_state.parser_words import tell
+from run_state.preemption import EXIT_REQUEUE, PreemptedError, StoppedError
 from storage.shortage import find_shortage
 
 if TYPE_CHECKING:  # Lightning and W&B take seconds to import, which the processes that upscale a folder do not need
@@ -85,11 +86,7 @@ def refusals() -> Iterator[None]:
             fail(shortage)
         if not isinstance(error, _OF_THE_INPUT) and type(error).__name__ != "MisconfigurationException":  # Lightning's
             raise
-        cause: BaseException = error
-        while str(cause).startswith("Does not validate against") and cause.__cause__:
-            cause = cause.__cause__  # what a class says; the parser buries it in hundreds of words
-        of_the_parser = str(cause).startswith(("Expected a", "Not a valid subclass"))  # of the first type it tried
-        refuse(error if of_the_parser else cause)
+        refuse(tell(str(error)))
 
 
 class Parser(argparse.ArgumentParser):
@@ -99,7 +96,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **settings)  # type: ignore[arg-type]
 
     def error(self, message: str) -> NoReturn:
-        refuse(message)
+        refuse(tell(message, [name.lstrip("-") for name in self._option_string_actions]))
 
 
 @contextmanager
@@ -126,6 +123,8 @@ def finishing(trainer: "L.Trainer") -> Iterator[None]:
                 raise
             exit_code = EXIT_INTERRUPTED
             stop(KeyboardInterrupt(), _how_to_go_on(trainer))
+        except StoppedError:
+            exit_code = 0
         except UpscalerError as error:
             refuse(error)
         finally:

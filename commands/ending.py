@@ -36,7 +36,8 @@ def orderly() -> Iterator[None]:
             stop(KeyboardInterrupt(), "give the same command again")
         except Exception as error:
             shortage = find_shortage(error)
-            if not shortage and not isinstance(error, OSError | FloatingPointError):
+            of_lightning = type(error).__name__ == "MisconfigurationException"  # of what it sees only when it starts
+            if not (shortage or of_lightning or isinstance(error, OSError | FloatingPointError)):
                 raise
             fail(shortage or error)
 

@@ -25,10 +25,6 @@ from run_state.folder import find_checkpoint
 from storage.atomic import write_atomically
 from storage.checkpoints import read_checkpoint, safetensors_bytes
 
-NETWORKS: dict[str, tuple[type[DIC | FeedbackHourglass], str]] = {  # and where a checkpoint describes them
-    DIC_KIND: (DIC, "dic_config"),
-    HOURGLASS_KIND: (FeedbackHourglass, "hourglass_config"),
-}
 DISCRIMINATOR = "discriminator."
 
 
@@ -36,10 +32,8 @@ def official_layout(checkpoint: dict[str, Any], path: Path, weights: dict[str, T
     """Return the networks of a checkpoint, `weights` one of them, in the layout that the authors' code loads."""
     if kind_of(weights) == HOURGLASS_KIND:
         return weights  # their code takes whatever is in the file for parameters, and ignores missing ones
-    entries = {str(key): value for key, value in checkpoint.get("state_dict", {}).items()}
-    opponent = {
-        key.removeprefix(DISCRIMINATOR): value for key, value in entries.items() if key.startswith(DISCRIMINATOR)
-    }
+    entries = checkpoint.get("state_dict", {}).items()
+    opponent = {key[len(DISCRIMINATOR) :]: value for key, value in entries if str(key).startswith(DISCRIMINATOR)}
     if not opponent:
         return {"state_dict": weights}
     return {"netG": weights, "netD": network_weights(opponent, path, DISCRIMINATOR_KIND)}
@@ -51,10 +45,10 @@ def write_weights(source: str | Path, out: Path) -> None:
         raise ValueError(f"out is {out}, expected a name that ends in .pth or .safetensors")
     path = find_checkpoint(source)
     checkpoint: dict[str, Any] = read_checkpoint(path)
-    kind = kind_of(network_weights(checkpoint, path, *NETWORKS)) or ""
-    network, description = NETWORKS[kind]
+    written = kind_of(network_weights(checkpoint, path, DIC_KIND, HOURGLASS_KIND)) or ""
+    network = DIC if written == DIC_KIND else FeedbackHourglass
     net = network.from_checkpoint(path)  # what fits no network is not written
-    weights, written = dict(net.state_dict()), kind
+    weights = dict(net.state_dict())
     if out.suffix == ".pth":
         buffer = io.BytesIO()
         layout = official_layout(checkpoint, path, weights)
@@ -66,10 +60,8 @@ def write_weights(source: str | Path, out: Path) -> None:
             problem = f"this layout does not record the number of steps ({steps}): readers assume 4"
             print(f"warning: {problem}. Export to .safetensors to keep it", file=sys.stderr)
     else:
-        metadata: dict[str, object] = {description: net.config}
-        faces = checkpoint.get("faces")
-        if isinstance(faces, dict) and all(type(value) in (int, float) for value in faces.values()):
-            metadata["faces"] = faces
+        metadata: dict[str, object] = {"dic_config" if network is DIC else "hourglass_config": net.config}
+        metadata |= {"faces": checkpoint["faces"]} if "faces" in checkpoint else {}
         write_atomically(out, safetensors_bytes(weights, metadata))
     print(f"{written} of {path} written to {out}")
 

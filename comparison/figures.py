@@ -21,6 +21,7 @@ from matplotlib.ticker import MaxNLocator
 from comparison.measures import Arms
 from comparison.reading import Predictions, Rule, Run
 from datamodules.labels import CLASSES, SPLIT_TITLES, Split
+from run_state.parser_words import tell
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 ARM_STYLES = tuple(zip(_COLOURS, "os^DvPX", strict=True))  # colour and marker
@@ -49,7 +50,7 @@ def upscaled_faces(run: Run, split: Split, names: list[str]) -> np.ndarray:
         images: np.ndarray = data.faces(split, names)
     except (ArgumentError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(
-            f"could not load the upscaled faces of {run.folder}: {error}; --no-faces leaves figure1.png out"
+            f"could not load the upscaled faces of {run.folder}: {tell(str(error))}; --no-faces leaves figure1.png out"
         ) from error
     return images[:, 0] if images.shape[1] == 1 else images.transpose(0, 2, 3, 1)
 

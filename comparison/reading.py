@@ -7,7 +7,6 @@ A run folder holds `run.json`, `config.yaml` and `metrics.csv` from training, an
 import csv
 import io
 import itertools
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 from datamodules.labels import CLASSES, SPLITS, Split
 from run_state.identity import read_record, sha256
 from run_state.may_differ import changed_settings, read_config
+from storage.reading import parse_json, read_text
 
 Rule = Literal["majority", "argmax"]
 Subset = Literal["all", "without_train_duplicates"]
@@ -135,7 +135,7 @@ def _check_pair(one: Run, other: Run) -> None:
         raise ValueError(f"{both} are one run, or copies of one (run_id {one.info['run_id']}): name one of them")
     for key in ("data_fingerprint", "synthetic"):
         if one.info[key] != other.info[key]:
-            values = " and ".join(f"{run.info[key]} in {run.folder}" for run in (one, other))
+            values = " and ".join(f"{str(run.info[key])[:12]} in {run.folder}" for run in (one, other))
             raise ValueError(f"{key} is {values}: runs on different data cannot be compared")
     if one.arm == other.arm and one.seed == other.seed:
         settings = changed_settings(one.config, other.config, "compare")
@@ -194,10 +194,10 @@ def _read_mapping(path: Path) -> dict[str, Any]:
 def _read(path: Path) -> Any:
     """Return the content of a JSON file, or the rows of a CSV file by column."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
         if path.suffix == ".csv":
             return list(csv.DictReader(io.StringIO(text, newline="")))
-        return json.loads(text)
+        return parse_json(text)
     except FileNotFoundError:
         raise ValueError(f"{path} is missing: the run did not finish, or its folder was copied in part") from None
     except (ValueError, csv.Error) as error:

@@ -6,7 +6,6 @@ to sides that the network takes; nothing is resized.
 """
 
 import hashlib
-import io
 import os
 import random
 import re
@@ -21,6 +20,8 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from models.dic import SIDE_MULTIPLE
+from storage.images import open_image
+from storage.reading import read_bytes
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".webp", ".tif", ".tiff")
 MAX_PIXELS = 1024 * 1024  # of an image; upscaled, it has 8192 x 8192
@@ -137,8 +138,8 @@ def has_deep_colours(image: Image.Image) -> bool:
 
 def read_image(task: UpscaleTask) -> SourceImage:
     """Read the image of a task."""
-    content = task.source.read_bytes()
-    with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+    content = read_bytes(task.source)
+    with open_image(content, _FORMATS) as image:
         upright = ImageOps.exif_transpose(image)
         levels = np.asarray(upright.convert("RGBA" if upright.has_transparency_data else "RGB"))
     rgb = levels[..., :3]

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from datamodules.upscalers import Upscaler, upscale_faces
+from datamodules.upscalers import Upscaler, UpscalerError, upscale_faces
 from models.dic import SCALE
 from storage.atomic import remove_leftovers, write_atomically
 
@@ -58,15 +58,18 @@ class UpscaledCache:
         if block in self._blocks:
             return True
         for path in self.folder.glob(f"{block:05d}-*.npy"):
-            with suppress(OSError, ValueError, EOFError):
-                array = np.load(path, mmap_mode="r")
+            with suppress(Exception):  # damaged headers make numpy raise almost anything
+                array = np.load(path, mmap_mode="r") if path.is_file() else np.empty(0)  # a pipe would be waited for
                 shape = (len(self._faces[block]), *self.shape)
                 if (array.dtype, array.shape, path) == (np.uint8, shape, self._path(block, array)):
                     self._blocks[block] = array
                     return True
             if path.exists():  # otherwise another process has just removed it
                 warnings.warn(f"{path}: damaged, or of another cache; making the block again", stacklevel=3)
-                path.unlink(missing_ok=True)
+                try:
+                    path.unlink(missing_ok=True)
+                except OSError as error:
+                    raise UpscalerError(f"{path} cannot be removed ({error.strerror}); remove it yourself") from error
         return False
 
     def _make(self, block: int, device: torch.device) -> None:

@@ -21,6 +21,8 @@ from models.heatmaps import HEATMAP_STRIDE, heatmaps_to_landmarks, upscale_heatm
 from models.resampling import luma_bt601, round_levels
 from models.tiling import MIN_TILE, tile_side, upscale_in_tiles
 from storage.atomic import remove_leftovers, write_atomically
+from storage.images import check_png
+from storage.reading import read_bytes
 from storage.shortage import is_out_of_memory
 
 HEAT_COLOUR, LANDMARK_COLOUR = (255, 210, 0), (255, 40, 40)
@@ -127,14 +129,19 @@ def write_upscaled(image: SourceImage, pictures: Iterable[Image.Image], generato
 
 
 def read_origin(path: Path) -> tuple[str, str]:
-    """Return the generator and the digest of the source that an upscaled image names; empty for any other file."""
+    """Return the generator and the digest of the source that an upscaled image names; empty for any other file.
+
+    A damaged image has no source, so that it is made again.
+    """
+    generator = ""
     try:
-        with Image.open(path, formats=("PNG",)) as image:
-            origin = str(image.info.get(_GENERATOR_KEY, "")), str(image.info.get(_SOURCE_KEY, ""))
-            image.verify()  # the checksums of all chunks
-            return origin
+        content = read_bytes(path)
+        with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
+            generator, source = str(image.info.get(_GENERATOR_KEY, "")), str(image.info.get(_SOURCE_KEY, ""))
+        check_png(content)
+        return generator, source
     except Exception:  # a file of somebody else may be anything
-        return "", ""
+        return generator, ""
 
 
 def check_origins(tasks: Iterable[UpscaleTask], generator: str, overwrite: bool) -> None:
@@ -145,8 +152,8 @@ def check_origins(tasks: Iterable[UpscaleTask], generator: str, overwrite: bool)
     for file in files if not overwrite else ():
         if file.exists() and read_origin(file)[0] != generator:
             raise ValueError(
-                f"{file} is not an intact image of this generator ({generator}); name another --out, or replace such "
-                "files with --overwrite"
+                f"{file} is not an image of this generator ({generator}); name another --out, or replace such files "
+                "with --overwrite"
             )
 
 
@@ -154,5 +161,5 @@ def is_upscaled(task: UpscaleTask, generator: str) -> bool:
     """Return whether all files of a task are there, made by this generator from the file as it is now."""
     origins = {read_origin(path) for path in task.targets}
     with suppress(OSError):  # a source that is gone
-        return ("", "") not in origins and origins == {(generator, digest_of(task.source.read_bytes()))}
+        return ("", "") not in origins and origins == {(generator, digest_of(read_bytes(task.source)))}
     return False

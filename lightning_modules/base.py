@@ -1,5 +1,7 @@
 """What the commands and callbacks may ask of a training."""
 
+from typing import ClassVar
+
 import lightning as L
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 
@@ -10,12 +12,12 @@ class Task(L.LightningModule):
     """A network in training.
 
     Attributes:
-        monitored: metrics that may choose the best checkpoint.
+        monitored: metrics that may choose the best checkpoint, and whether their best value is the `max` or the `min`.
         not_averaged: prefixes of the weights that `callbacks.weight_average.WeightAverage` keeps as trained.
         optimizer: optimiser and schedule.
     """
 
-    monitored: tuple[str, ...] = ()
+    monitored: ClassVar[dict[str, str]] = {}
     not_averaged: tuple[str, ...] = ()
     optimizer: Optimization
 

@@ -4,8 +4,7 @@ He et al., "Deep Residual Learning for Image Recognition", CVPR 2016; torchvisio
 cross-entropy and the multi-target loss: Barsoum et al., ICMI 2016 (arXiv 1608.01041), section 4.
 """
 
-import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 import lightning as L
 import torch
@@ -40,7 +39,7 @@ class EmotionClassifier(Task):
         mirror: validate and test with the mean probabilities of the image and its mirror image.
     """
 
-    monitored = ("val/acc", "val/macro_f1", "val/ece", "val/loss")
+    monitored: ClassVar = {"val/acc": "max", "val/macro_f1": "max", "val/ece": "min", "val/loss": "min"}
 
     def __init__(
         self,
@@ -53,7 +52,7 @@ class EmotionClassifier(Task):
         mirror: bool = False,
     ) -> None:
         super().__init__()
-        for name, value, high in (("label_smoothing", label_smoothing, 0.9), ("mixup", mixup, math.inf)):
+        for name, value, high in (("label_smoothing", label_smoothing, 0.9), ("mixup", mixup, 100)):
             if not 0 <= value <= high:
                 raise ValueError(f"{name} is {value}, expected 0 to {high}")
         if loss == "multi_target" and (label_smoothing or mixup):

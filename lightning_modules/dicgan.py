@@ -11,6 +11,7 @@ Reference:
     Ma et al., CVPR 2020 (arXiv 2003.13063), sections 3.4 and 4.1.
 """
 
+import math
 import warnings
 from typing import Any
 
@@ -60,7 +61,7 @@ class DICGANModule(GeneratorTask):
         self.weights = {"pixel": 1.0, "heatmap": HEATMAP_WEIGHT}
         self.weights |= {"perceptual": perceptual_weight, "adversarial": adversarial_weight}
         for name, weight in self.weights.items():
-            if weight < 0:
+            if not 0 <= weight < math.inf:
                 raise ValueError(f"{name}_weight is {weight}, expected 0 or more")
         self.automatic_optimization = False
         self.net.HG.requires_grad_(False)

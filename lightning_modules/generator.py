@@ -86,7 +86,7 @@ class FaceTask(Task):
 class GeneratorTask(FaceTask):
     """A DIC generator in training; subclasses say by which losses."""
 
-    monitored = tuple(f"val/{name}" for name in (*QUALITY, *LANDMARK_METRICS))
+    monitored = {f"val/{name}": "max" for name in QUALITY} | {f"val/{name}": "min" for name in LANDMARK_METRICS}
 
     def __init__(self, net: DIC, initial_weights: str | None, optimizer: Optimization, compile: bool) -> None:
         super().__init__(net, (*QUALITY, "psnr_y_bicubic", *LANDMARK_METRICS), optimizer, compile)

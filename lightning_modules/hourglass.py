@@ -10,7 +10,7 @@ Reference:
 Shapes: B batch, H = W high resolution, K = 68 landmarks.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning as L
 import torch
@@ -36,7 +36,7 @@ class HourglassModule(FaceTask):
         compile: have `torch.compile` translate the network; pays on GPUs in long trainings.
     """
 
-    monitored = tuple(f"val/{name}" for name in (*LANDMARK_METRICS, "heatmap"))
+    monitored: ClassVar = {f"val/{name}": "min" for name in (*LANDMARK_METRICS, "heatmap")}
 
     def __init__(
         self,
@@ -47,8 +47,8 @@ class HourglassModule(FaceTask):
         compile: bool = False,
     ) -> None:
         for name, value in {"num_steps": num_steps, "start_sigma": start_sigma}.items():
-            if value < 1:
-                raise ValueError(f"{name} is {value}, expected at least 1")
+            if not 1 <= value <= 100:  # also refuses nan
+                raise ValueError(f"{name} is {value}, expected 1 to 100")
         super().__init__(net, ("heatmap", *LANDMARK_METRICS), optimizer, compile)
         self.num_steps = num_steps
         self.start_sigma = start_sigma

@@ -44,7 +44,7 @@ def network_weights(checkpoint: Mapping[str, object], path: str | Path, *kinds: 
     weights = next((checkpoint[key] for key in WEIGHT_KEYS if key in checkpoint), checkpoint)
     if not isinstance(weights, Mapping) or not any(isinstance(value, Tensor) for value in weights.values()):
         raise CheckpointError(
-            f"checkpoint {path} holds {listed(checkpoint)}, expected weights by name, plain or under one of "
+            f"checkpoint {path} holds {_listed(checkpoint)}, expected weights by name, plain or under one of "
             f"{', '.join(WEIGHT_KEYS)}"
         )
     own = {key: value for key, value in weights.items() if str(key).startswith(OWN_PREFIX)}
@@ -53,27 +53,22 @@ def network_weights(checkpoint: Mapping[str, object], path: str | Path, *kinds: 
     named = {str(key).removeprefix(prefix): value for key, value in weights.items()}
     kind = kind_of(named)
     if kind not in kinds:
-        found = kind or listed(named)
+        found = kind or _listed(named)
         raise CheckpointError(f"checkpoint {path} seems to hold {found}, expected {' or '.join(kinds)}")
     strange = [key for key, value in named.items() if not _is_plain(value)]
     if strange:
-        raise CheckpointError(
-            f"checkpoint {path} holds {listed(strange)}, expected floating-point tensors, stored in full"
-        )
-    broken = [key for key, value in named.items() if not value.float().isfinite().all()]
-    if broken:
-        raise CheckpointError(
-            f"checkpoint {path} holds numbers that are not finite in {listed(broken)}; did its training fail?"
-        )
+        expected = "finite floating-point tensors that are stored in full"
+        raise CheckpointError(f"checkpoint {path} holds {_listed(strange)}, expected {expected}")
     return named
 
 
 def _is_plain(value: object) -> bool:
-    """Return whether this is a tensor whose numbers are all there: not sparse, on no device, or a view of a few."""
-    if not isinstance(value, Tensor) or value.dtype not in DTYPES or value.is_nested:
+    """Return whether this is a tensor of finite numbers that are all there: not sparse, nor a huge view of a few."""
+    if not isinstance(value, Tensor) or value.dtype not in DTYPES or value.layout is not torch.strided:
         return False
-    size = value.numel() * value.element_size()
-    return value.layout is torch.strided and value.device.type == "cpu" and value.untyped_storage().nbytes() >= size
+    if value.is_nested or value.is_meta or value.untyped_storage().nbytes() < value.numel() * value.element_size():
+        return False
+    return bool(value.float().isfinite().all())
 
 
 def kind_of(weights: Iterable[str]) -> str | None:
@@ -98,33 +93,26 @@ def build_strictly(network: type[Net], config: dict[str, Any], weights: Mapping[
             net = network(**config)
     except Exception as error:
         raise CheckpointError(f"checkpoint {path}: cannot build {network.__name__}: {error}") from error
-    check_fit(net, weights, path)  # before memory is taken
-    net.to_empty(device="cpu").load_state_dict(weights)
+    load_strictly(net, weights, path)
     return net.eval()
 
 
 def load_strictly(net: nn.Module, weights: Mapping[str, Tensor], path: str | Path) -> None:
-    """Load weights that must fit key by key and shape by shape, or raise CheckpointError."""
-    check_fit(net, weights, path)
+    """Load weights that must fit key by key and shape by shape, or raise CheckpointError; on the CPU if on meta."""
+    wanted, found = ({key: list(value.shape) for key, value in one.items()} for one in (net.state_dict(), weights))
+    problems = [
+        f"{key} ({found.get(key, 'missing')}, expected {wanted.get(key, 'nothing')})"
+        for key in wanted | found
+        if wanted.get(key) != found.get(key)
+    ]
+    if problems:
+        raise CheckpointError(f"checkpoint {path} does not fit {type(net).__name__}: {_listed(problems)}")
+    if any(parameter.is_meta for parameter in net.parameters()):  # memory is taken for weights that fit
+        net.to_empty(device="cpu")
     net.load_state_dict(weights)
 
 
-def check_fit(net: nn.Module, weights: Mapping[str, Tensor], path: str | Path) -> None:
-    """Refuse weights that do not have the keys and shapes of a network's."""
-    expected = {key: list(value.shape) for key, value in net.state_dict().items()}
-    found = {key: list(value.shape) for key, value in weights.items()}
-    problems = [f"no {key}" for key in expected if key not in found]
-    problems += [f"{key} left over" for key in found if key not in expected]
-    problems += [
-        f"{key} of shape {shape}, expected {expected[key]}"
-        for key, shape in found.items()
-        if expected.get(key, shape) != shape
-    ]
-    if problems:
-        raise CheckpointError(f"checkpoint {path} does not fit {type(net).__name__}: {listed(problems)}")
-
-
-def listed(words: Iterable[object]) -> str:
+def _listed(words: Iterable[object]) -> str:
     """Name the first few of many, each in at most 80 characters."""
     texts = [text if len(text) <= 80 else f"{text[:77]}..." for text in map(str, words)]
     more = f" and {len(texts) - MAX_LISTED} more" if len(texts) > MAX_LISTED else ""

@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,11 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint, GradientAccumulationScheduler, ModelCheckpoint
 
 from run_state.folder import checkpoints
 from run_state.identity import read_record, sha256
-from run_state.preemption import PreemptedError, Preemption
+from run_state.preemption import PreemptedError, Preemption, StoppedError
 from storage.atomic import write_atomically
 from storage.checkpoints import CheckpointError, read_checkpoint
 
@@ -33,8 +34,9 @@ class LatestCheckpoint(Checkpoint):
     At the end of the training it is saved once more.
 
     When any process receives SIGTERM or SIGUSR1, finish the current optimiser step, save, and raise `PreemptedError`.
-    During validation, or before the training starts, raise it at once: the last checkpoint is still valid. A stop by
-    `trainer.max_time` is put off to the next moment at which the run can be saved.
+    During validation, or before the training starts, raise it at once: the last checkpoint is still valid. A stop
+    within an epoch, by `trainer.max_time` for instance, is put off to the next moment at which the run can be saved,
+    and raises `StoppedError` then: Lightning would validate and close the epoch, which the resumed run goes on with.
 
     A resumed run starts the saved batch again: a callback that keeps a count saves it exactly if it counts in
     `on_train_batch_end`, and one too many in `on_train_batch_start`.
@@ -48,13 +50,13 @@ class LatestCheckpoint(Checkpoint):
     """
 
     def __init__(self, minutes: float = 10.0, dirpath: str | None = None) -> None:
-        if minutes < 0:
+        if not minutes >= 0:
             raise ValueError(f"latest.minutes is {minutes}, expected 0 or more")
         self.minutes, self.dirpath = minutes, dirpath
         self.preemption = Preemption()
         self._saved_at = time.monotonic()
         self._resumed = False  # no batch has started since
-        self._stop_requested = self._cut_short = False
+        self._stop_requested = False
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Tell `ModelCheckpoint` where a moved run folder lies now: it forgets the best score of another folder.
@@ -79,7 +81,11 @@ class LatestCheckpoint(Checkpoint):
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Do not count the batch that was fetched but not trained with, nor take it for the last one of the epoch."""
-        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        loop = checkpoint["loops"]["fit_loop"]
+        progress, epochs = loop["epoch_loop.batch_progress"], loop["epoch_progress"]["current"]
+        if epochs["ready"] == epochs["completed"]:  # else a run counted in batches resumes with an empty epoch
+            progress["current"] = dict.fromkeys(progress["current"], 0)
+            progress["is_last_batch"] = False
         for counts in (progress["total"], progress["current"]):
             if counts["started"] == counts["completed"] < counts["ready"]:
                 counts["ready"] = counts["completed"]
@@ -89,9 +95,9 @@ class LatestCheckpoint(Checkpoint):
         _refuse_different_places(trainer)
         self._saved_at = time.monotonic()
         self.preemption.deferred = True
-
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._cut_short = False
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, GradientAccumulationScheduler):
+                callback.on_train_epoch_start(trainer)  # which a run that resumes within an epoch leaves out
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -99,23 +105,20 @@ class LatestCheckpoint(Checkpoint):
         resumed, self._resumed = self._resumed, False
         if batch_idx % trainer.accumulate_grad_batches:
             return
-        due = time.monotonic() - self._saved_at >= 60 * self.minutes or batch_idx == 0 or self._stop_requested
-        due, preempted = self._agree(trainer, due and not resumed)
-        if due or preempted:
+        due = time.monotonic() - self._saved_at >= 60 * self.minutes or batch_idx == 0
+        mine = (due and not resumed, self._stop_requested and _may_stop(trainer), self.preemption.requested)
+        due, stopped, preempted = _any_rank(trainer, mine)
+        if due or preempted or stopped:
             self._save(trainer)
         if preempted:
             raise PreemptedError
-        if self._stop_requested:
-            trainer.should_stop = self._cut_short = True
-            self._stop_requested = False
+        if stopped:
+            raise StoppedError
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if (
-            trainer.should_stop and not self._cut_short
-        ):  # by the clock: nothing else stops in mid-epoch before this hook
-            trainer.should_stop, self._stop_requested = False, True
+        self._put_off_a_stop(trainer)
 
     def on_validation_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -126,9 +129,8 @@ class LatestCheckpoint(Checkpoint):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         started: int = trainer.fit_loop.epoch_loop.batch_progress.current.started  # type: ignore[attr-defined]
-        if trainer.should_stop and not self._cut_short and 0 < started < trainer.num_training_batches:
-            self._save(trainer)  # stopped early in mid-epoch: saved later, the epoch would be taken for done
-            self._cut_short = True
+        if 0 < started < trainer.num_training_batches:
+            self._put_off_a_stop(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # Reading what is logged per epoch is a collective operation, and Lightning's progress bar does it on rank 0
@@ -136,22 +138,15 @@ class LatestCheckpoint(Checkpoint):
         _ = trainer.callback_metrics
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        done = trainer.fit_loop.epoch_loop.batch_progress.current.completed
-        if not (self._cut_short and done < trainer.num_training_batches):  # cut short, the run resumes in mid-epoch
-            self._save(trainer)
+        self._save(trainer)
         self.preemption.deferred = False
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         self.preemption.deferred = False
 
-    def _agree(self, trainer: L.Trainer, due: bool) -> tuple[bool, bool]:
-        """Whether any rank finds that a checkpoint is due, and whether any has been told to stop."""
-        if trainer.world_size == 1:
-            return due, self.preemption.requested
-        mine = torch.tensor([due, self.preemption.requested], dtype=torch.int32, device=trainer.strategy.root_device)
-        torch.distributed.all_reduce(mine, torch.distributed.ReduceOp.MAX)
-        first, second = mine.tolist()
-        return bool(first), bool(second)
+    def _put_off_a_stop(self, trainer: L.Trainer) -> None:
+        if trainer.should_stop:
+            trainer.should_stop, self._stop_requested = False, True
 
     def _save(self, trainer: L.Trainer) -> None:
         trainer.save_checkpoint(Path(self.dirpath or trainer.default_root_dir) / LATEST, weights_only=False)
@@ -166,13 +161,27 @@ def _is_from_before(path: Path, checkpoint: dict[str, Any]) -> bool:
     return isinstance(step, int) and step <= int(checkpoint["global_step"])
 
 
+def _any_rank(trainer: L.Trainer, mine: Sequence[bool]) -> Sequence[bool]:
+    """Whether each holds for any rank, so that all do the same."""
+    if trainer.world_size == 1:
+        return mine
+    flags = torch.tensor(mine, dtype=torch.int32, device=trainer.strategy.root_device)
+    torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX)
+    return [bool(flag) for flag in flags.tolist()]
+
+
+def _may_stop(trainer: L.Trainer) -> bool:
+    return trainer.current_epoch >= (trainer.min_epochs or 0) and trainer.global_step >= (trainer.min_steps or 0)
+
+
 def _refuse_different_places(trainer: L.Trainer) -> None:
     """Every rank has looked for the checkpoint by itself; gradients of different weights would be averaged silently."""
     places: list[Any] = [(trainer.current_epoch, trainer.global_step)] * trainer.world_size
     if trainer.world_size > 1:
         torch.distributed.all_gather_object(places, places[0])
     if len(set(places)) > 1:
-        shown = ", ".join(f"rank {rank} epoch {epoch} step {step}" for rank, (epoch, step) in enumerate(places))
+        first = {place: places.index(place) for place in places}
+        shown = ", ".join(f"rank {rank} epoch {epoch} step {step}" for (epoch, step), rank in first.items())
         raise RuntimeError(
             f"the ranks resume from different checkpoints ({shown}): the run folder must be on a file system that all "
             "nodes share"

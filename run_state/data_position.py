@@ -126,6 +126,8 @@ class ResumableDataModule(L.LightningDataModule):
             raise ValueError(f"batch_size is {self.batch_size}, expected a multiple of the {world_size} devices")
         if training and length < self.batch_size:
             raise ValueError(f"batch_size is {self.batch_size}, expected at most the {length} training images")
+        if training:
+            self.training_batches = length // self.batch_size
         per_device = self.batch_size // world_size
         sampler = EpochSampler(length, self.seed, training, rank, world_size, drop_remainder=training)
         if training:

@@ -189,7 +189,7 @@ def lock(folder: Path, name: str = ".lock", what: str = "") -> Iterator[None]:
                 file.seek(0)
                 holder = file.read().strip() or "another process"
                 raise ValueError(
-                    f"{what or folder} is being trained by {holder}; wait for it, or stop it (if that machine is gone, "
+                    f"{what or folder} is in use by {holder}; wait for it, or stop it (if that machine is gone, "
                     f"delete {folder / name})"
                 ) from error
             # a file system without locks

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from storage.atomic import write_atomically
+from storage.reading import parse_json, read_text
 
 _WORD = re.compile(r"[\w.+=-]{1,64}")
 
@@ -51,8 +52,8 @@ def read_record(folder: Path) -> dict[str, Any]:
         kind = "has no run.json" if folder.is_dir() else "is not a folder"
         raise ValueError(f"{folder} {kind}, expected a run folder such as runs/<experiment>/<time>_s<seed>")
     try:
-        record = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
+        record = parse_json(read_text(path))
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read ({error}); restore it, or start the run anew") from error
     if not isinstance(record, dict):
         raise ValueError(f"{path} holds a {type(record).__name__}, expected a mapping; restore it, or start anew")

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
+from storage.reading import parse_yaml, read_text
 
 Purpose = Literal["resume", "test", "compare"]
 
@@ -70,9 +70,9 @@ def read_config(run: Path) -> dict[str, Any]:
     """
     path = run / "config.yaml"
     try:
-        settings = yaml.safe_load(path.read_text()) or {}
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read ({' '.join(str(error).split())[:200]})") from error
+        settings = parse_yaml(read_text(path)) or {}
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read ({error})") from error
     if not isinstance(settings, dict):
         raise ValueError(f"{path} holds a {type(settings).__name__}, expected key: value pairs")
     return settings
@@ -106,12 +106,10 @@ def refuse_changes(
                 "model.init_args.optimizer.lr"
             )
     changes = changed_settings(before, now, purpose, allowed)
-    if not changes:
-        return
-    hint = (
-        f" Only epochs, devices, workers and logging may differ. To change another setting on purpose, pass "
-        f"--allow_change NAME ({NEVER_ON_RESUME} can never change)."
-        if purpose == "resume"
-        else " The checkpoint was trained with the latter; config.yaml may have been edited since."
-    )
-    raise ValueError(f"cannot {purpose} {run} with different settings: {'; '.join(changes)}.{hint}")
+    if changes:
+        shown = "; ".join(changes[:2]) + (f"; and {len(changes) - 2} more" if len(changes) > 2 else "")
+        hint = {
+            "resume": f"to change one on purpose, pass --allow_change NAME (never {NEVER_ON_RESUME})",
+            "test": "config.yaml may have been edited since",
+        }
+        raise ValueError(f"cannot {purpose} with different settings: {shown}; {hint[purpose]}: {run}")

@@ -26,6 +26,10 @@ class PreemptedError(BaseException):
     """The scheduler wants the machine back. Not an `Exception`: nothing may take it for an error of the training."""
 
 
+class StoppedError(BaseException):
+    """The training ends within an epoch, by its own settings, and has been saved. Not an `Exception`, either."""
+
+
 class Preemption:
     """Take SIGTERM and SIGUSR1 while a command or a trainer runs.
 

@@ -1,8 +1,10 @@
 """Keep in the checkpoint what each process has of its own: random numbers, and metrics of the epoch under way."""
 
+import random
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from torchmetrics import Metric
 
@@ -31,6 +33,8 @@ class ProcessState(L.Callback):
         if self._trainer is None:
             return {}
         own = {
+            "python": random.getstate(),
+            "numpy": [getattr(part, "tolist", lambda part=part: part)() for part in np.random.get_state()],
             "torch": torch.get_rng_state(),
             "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
             "metrics": {
@@ -51,6 +55,8 @@ class ProcessState(L.Callback):
         world, saved = trainer.world_size, len(self._loaded)
         if saved == world:
             own = self._loaded[trainer.global_rank]
+            random.setstate(own["python"])
+            np.random.set_state(tuple(own["numpy"]))
             torch.set_rng_state(own["torch"])
             if own["cuda"] is not None and torch.cuda.is_available():
                 torch.cuda.set_rng_state(own["cuda"])

@@ -20,7 +20,7 @@ from run_state.checkpoints import RunCheckpoint
 from run_state.folder import find_checkpoint
 from run_state.identity import read_record, sha256
 from run_state.may_differ import flatten
-from run_state.preemption import PreemptedError
+from run_state.preemption import PreemptedError, StoppedError
 from run_state.wandb_run import wandb_identity
 from storage.atomic import write_atomically
 
@@ -65,6 +65,7 @@ class RunRecord(L.Callback):
 
     def __init__(self, config: str, checkpoint: RunCheckpoint | None = None) -> None:
         self.config, self.checkpoint = config, checkpoint
+        self._settings: dict[str, Any] = yaml.safe_load(config)
         self._record: dict[str, Any] = {}  # of the training under way
         self._begun = False  # and written
 
@@ -80,7 +81,7 @@ class RunRecord(L.Callback):
 
     def _describe(self, trainer: L.Trainer, module: L.LightningModule, earlier: Mapping[str, Any]) -> dict[str, Any]:
         data, checkpoint = trainer.datamodule, self.checkpoint  # type: ignore[attr-defined]
-        config = yaml.safe_load(self.config)
+        config = self._settings
         weights = {
             name: earlier.get(name) if checkpoint else _identify(config["model"].get("init_args", {}).get(name))
             for name in ("initial_weights", "hourglass_weights")
@@ -124,7 +125,7 @@ class RunRecord(L.Callback):
         if self._record:  # on the process that writes
             names = ("run_id", "arm", "seed", "data_fingerprint", "generator_fingerprint")
             identity = {name: self._record[name] for name in names}
-            checkpoint["run"] = identity | {"settings": yaml.safe_load(self.config)}
+            checkpoint["run"] = identity | {"settings": self._settings}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.is_global_zero:  # a finished run that is "resumed" does not come here
@@ -143,7 +144,7 @@ class RunRecord(L.Callback):
         self._end(trainer, "finished")
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        orderly = {KeyboardInterrupt: "interrupted", PreemptedError: "preempted"}
+        orderly = {KeyboardInterrupt: "interrupted", PreemptedError: "preempted", StoppedError: "finished"}
         if type(exception) not in orderly:  # on every rank: the first line is that of the culprit
             place = (
                 f"rank {trainer.global_rank}, epoch {trainer.current_epoch}, batch {trainer.fit_loop.total_batch_idx}"

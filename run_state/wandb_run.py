@@ -22,7 +22,7 @@ import lightning as L
 import yaml
 
 from run_state.folder import lock
-from run_state.identity import read_record
+from run_state.identity import detach_copy, read_record
 from run_state.metrics_csv import Row, read_rows
 from run_state.preemption import EXIT_REQUEUE
 
@@ -222,6 +222,7 @@ def upload(folder: Path) -> None:
     """
     mirror = WandbMirror(folder, online=True)
     with lock(folder):
+        detach_copy(folder)
         ended = str(read_record(folder).get("status"))
         mirror.open()
         mirror.close({"finished": 0, "preempted": EXIT_REQUEUE}.get(ended, 1))

@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from storage.reading import read_bytes
+
 _NUMBER_CODE = re.compile(r"[biufc]\d{1,2}")  # numpy's names of booleans, integers, floats and complex numbers
 
 
@@ -29,14 +31,14 @@ def load_plain_pickle(path: Path) -> Any:
     Raises:
         ValueError: the file is damaged, or it asks for anything else, which is named and was not executed.
     """
-    content = path.read_bytes()
+    content = read_bytes(path)
     try:
         _check_memo(content)
         return _PlainUnpickler(io.BytesIO(content), encoding="latin1").load()  # Python 2 stored bytes as strings
     except _RefusedError as error:
         raise ValueError(f"{path}: refused, {error}") from None
     except Exception as error:  # damaged bytes can make the unpickler fail in any way
-        raise ValueError(f"{path}: not a readable pickle ({type(error).__name__}: {error})") from error
+        raise ValueError(f"{path}: not a readable pickle ({type(error).__name__}: {str(error)[:100]})") from error
 
 
 def _check_memo(content: bytes) -> None:

@@ -24,6 +24,7 @@ class Stop(L.Callback):
         batches: when so many batches of the training are done, and before their checkpoint is written.
         step: in the middle of this batch of the training, before its optimiser step.
         epoch: in the first validation of this epoch.
+        ended: at the end of this epoch, before it is logged.
         how: die, receive a signal together with the loader's workers, run out of `trainer.max_time` or of memory.
     """
 
@@ -33,9 +34,11 @@ class Stop(L.Callback):
         batches: int = -1,
         step: int = -1,
         epoch: int = -1,
+        ended: int = -1,
         how: Literal["die", "SIGTERM", "SIGUSR1", "SIGINT", "clock", "memory"] = "die",
     ) -> None:
-        self.marker, self.batches, self.step, self.epoch, self.how = Path(marker), batches, step, epoch, how
+        self.marker, self.batches, self.step, self.how = Path(marker), batches, step, how
+        self.epoch, self.ended = epoch, ended
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         if trainer.fit_loop.total_batch_idx + 1 == self.batches:
@@ -47,6 +50,10 @@ class Stop(L.Callback):
 
     def on_validation_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         if trainer.current_epoch == self.epoch and not trainer.sanity_checking:
+            self._stop(trainer)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.current_epoch == self.ended:
             self._stop(trainer)
 
     def _stop(self, trainer: L.Trainer) -> None:

@@ -31,7 +31,7 @@ from run_state.folder import share_with_children
 from run_state.identity import read_record
 from run_state.may_differ import read_config
 from run_state.metrics_csv import cut_back
-from storage.checkpoints import CheckpointError, read_checkpoint
+from storage.checkpoints import CheckpointError, read_checkpoint, safetensors_bytes
 from storage.pickles import load_plain_pickle
 from tests.comparison.test_compare import right_except, write_run
 from tests.datamodules.faces.face_writers import points, write_csv, write_face, write_pkl, write_pts
@@ -92,6 +92,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder / "dic.ckpt",
     )
     torch.save(net.state_dict(), folder / "legacy.pth", _use_new_zipfile_serialization=False)
+    (folder / "dic.safetensors").write_bytes(safetensors_bytes(net.state_dict(), {"dic_config": net.config}))
     (folder / "kaggle").mkdir()
     write_kaggle(folder / "kaggle", MIXED)
     (folder / "folders").mkdir()
@@ -107,6 +108,7 @@ READERS: dict[str, tuple[Callable[[Path], object], tuple[type[Exception], ...]]]
     "color.jpg": (read_image, (FaceError,)),
     "color.png": (lambda path: list(read_batches(largest_first([UpscaleTask(path, ())]), 1, 1)), ()),
     "dic.ckpt": (DIC.from_checkpoint, (CheckpointError,)),
+    "dic.safetensors": (DIC.from_checkpoint, (CheckpointError,)),
     "legacy.pth": (read_checkpoint, (CheckpointError,)),
 }
 
@@ -124,6 +126,33 @@ def test_file(name: str, sound: Path, change: Callable[[bytes], bytes]) -> None:
         except errors as error:
             assert str(error).strip()
         assert [file.name for file in Path(folder).iterdir()] == [name]
+
+
+def _weights(path: Path) -> list[float]:
+    net = DIC.from_checkpoint(path)
+    return [net.num_steps, *torch.cat([value.flatten() for value in net.state_dict().values()]).tolist()]
+
+
+WITH_CHECKSUMS: dict[str, Callable[[Path], object]] = {
+    "gray.png": lambda path: np.asarray(read_image(path)).tolist(),
+    "color.png": lambda path: np.asarray(read_image(path)).tolist(),
+    "dic.safetensors": _weights,
+    "dic.ckpt": _weights,
+}
+
+
+@pytest.mark.parametrize("name", WITH_CHECKSUMS)
+@given(change=damage())
+@fuzzed
+def test_what_is_read_of_a_damaged_file_is_what_was_written(
+    name: str, sound: Path, change: Callable[[bytes], bytes]
+) -> None:
+    read = WITH_CHECKSUMS[name]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / name
+        path.write_bytes(change((sound / name).read_bytes()))
+        with contextlib.suppress(FaceError, CheckpointError):
+            assert read(path) == read(sound / name)
 
 
 @pytest.mark.parametrize(

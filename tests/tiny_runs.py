@@ -86,6 +86,15 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def logged(run: Path) -> list[dict[str, str]]:
+    """Rows of a run's metrics.csv as an equal run has them: what was measured with a clock is left out."""
+    rows = [
+        {name: cell for name, cell in row.items() if cell and name != "time" and not name.startswith("perf/")}
+        for row in read_csv(run / "metrics.csv")
+    ]
+    return [row for row in rows if row.keys() - {"step", "epoch"}]
+
+
 def run_record(folder: Path, seed: int = 0, **facts: Any) -> dict[str, Any]:
     """Content of ``run.json`` of a finished run that was started once, with other or further ``facts``."""
     start = {

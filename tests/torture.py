@@ -31,7 +31,7 @@ from tests.tiny_runs import (
     classifier_args,
     config,
     generator_options,
-    read_csv,
+    logged,
     write_generator,
 )
 
@@ -97,13 +97,18 @@ def only_run(runs: Path, process: subprocess.Popen[bytes] | None = None) -> Path
 
 
 def outcome(run: Path) -> dict[str, Any]:
-    """What two runs have to end with alike: weights, optimizers, schedules, and metrics.csv without its empty cells."""
-    saved = read_checkpoint(run / "checkpoints" / "latest.ckpt")
+    """What two runs have to end with alike: both checkpoints, and metrics.csv."""
+    saved, best = read_checkpoint(run / "checkpoints" / "latest.ckpt"), run / "checkpoints" / "best.ckpt"
     kept = ("state_dict", "current_model_state", "optimizer_states", "lr_schedulers", "epoch", "global_step")
-    rows = [
-        {name: cell for name, cell in row.items() if cell and name != "time"} for row in read_csv(run / "metrics.csv")
-    ]
-    return {name: saved[name] for name in kept if name in saved} | {"metrics.csv": rows}
+    callbacks = {
+        name: {"best_model_score": state["best_model_score"]} if name.startswith("ModelCheckpoint") else state
+        for name, state in saved["callbacks"].items()
+        if not name.startswith("Timer")
+    }
+    found = {name: saved[name] for name in kept if name in saved} | {"callbacks": callbacks}
+    if best.is_file():
+        found["best.ckpt"] = {name: read_checkpoint(best)[name] for name in ("state_dict", "global_step")}
+    return found | {"metrics.csv": logged(run)}
 
 
 def difference(first: Any, second: Any, where: str = "") -> str | None:

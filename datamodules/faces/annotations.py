@@ -12,6 +12,7 @@ file or folder is an error at once.
 
 import csv
 import hashlib
+import io
 import math
 import os
 import re
@@ -27,6 +28,7 @@ from numpy.typing import NDArray
 
 from models.heatmaps import NUM_LANDMARKS
 from storage.pickles import load_plain_pickle
+from storage.reading import read_bytes, read_text
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
 
@@ -107,17 +109,23 @@ def as_landmarks(values: Any, where: str) -> NDArray[np.float64]:
     points: list[tuple[float, float]] = []
     try:
         for pair in values:  # never as one array: lists of the same lists would explode
-            x, y = map(float, pair)
+            x, y = map(_number, pair)
             if not math.isfinite(x + y):
                 raise ValueError(f"found {x}, {y}")
             points.append((x, y))
     except (TypeError, ValueError, OverflowError) as error:
         raise FaceError(
-            "unreadable landmarks", f"{where}, point {len(points)}: {error}, expected two finite numbers"
+            "unreadable landmarks", f"{where}, point {len(points)}: {str(error)[:100]}, expected two finite numbers"
         ) from error
     if len(points) != NUM_LANDMARKS:
         raise FaceError("wrong number of landmarks", f"{where}: found {len(points)} points, expected {NUM_LANDMARKS}")
     return np.array(points)
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, str) and (not value.isascii() or "_" in value):  # which Python would take for digits
+        raise ValueError(f"found {reprlib.repr(value)}")
+    return float(value)
 
 
 def read_pts(path: Path) -> NDArray[np.float64]:
@@ -127,7 +135,7 @@ def read_pts(path: Path) -> NDArray[np.float64]:
         FaceError: the file is anything else.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
         parts = _PTS.fullmatch(text)
         if parts is None:
             raise ValueError(f"found {reprlib.repr(text)}")
@@ -149,14 +157,13 @@ def _read_pkl(path: Path) -> Iterator[tuple[str, ReadLandmarks]]:
 
 def _read_csv(path: Path) -> Iterator[tuple[str, ReadLandmarks]]:
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = csv.reader(file)
-            header = tuple(next(rows, ()))
-            if header != CSV_HEADER:
-                raise ValueError(f"{path}, line 1: found {','.join(header[:4])!r}..., expected name,x0,y0,...,x67,y67")
-            for row in filter(None, rows):
-                # One text: 200,000 faces are 250 MB, and gigabytes as separate words.
-                yield row[0], partial(_parse_row, ",".join(row[1:]), f"{path}, line {rows.line_num}")
+        rows = csv.reader(io.TextIOWrapper(io.BytesIO(read_bytes(path)), encoding="utf-8-sig", newline=""))
+        header = tuple(next(rows, ()))
+        if header != CSV_HEADER:
+            raise ValueError(f"{path}, line 1: found {reprlib.repr(','.join(header))}, expected name,x0,y0,...,x67,y67")
+        for row in filter(None, rows):
+            # One text: 200,000 faces are 250 MB, and gigabytes as separate words.
+            yield row[0], partial(_parse_row, ",".join(row[1:]), f"{path}, line {rows.line_num}")
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path}: not a CSV of landmarks ({error})") from error
 

@@ -1,6 +1,5 @@
 """Cut faces out of images, as squares around their landmarks."""
 
-import hashlib
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +11,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from datamodules.faces.annotations import FaceError, FaceFiles
-from datamodules.image_folder import has_deep_colours
+from datamodules.image_folder import digest_of, has_deep_colours
+from storage.images import open_image
+from storage.reading import read_bytes
 
 OUTSIDE_LIMIT = 0.25  # of the image's width or height, by which a landmark may lie outside; real faces stay far below
 
@@ -36,11 +37,11 @@ def read_image(path: Path) -> Image.Image:
         FaceError: the file is damaged, no image, or has more than 8 bits per channel.
     """
     try:
-        with Image.open(path, formats=("PNG", "JPEG", "BMP")) as image:  # others start programs, EPS for one
+        with open_image(read_bytes(path), ("PNG", "JPEG", "BMP")) as image:  # others start programs, EPS for one
             if has_deep_colours(image):
                 raise ValueError("more than 8 bits per channel")
             return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:  # damaged files make the decoders raise almost anything
         raise FaceError("unreadable image", f"{path}: not a readable 8-bit image ({error})") from error
 
 
@@ -90,7 +91,7 @@ def _cut_face(files: FaceFiles, name: str, size: int, margin: float, min_face_si
             f" {image.width} x {image.height} px",
         )
     crop, moved = crop_face(image, landmarks, size, margin)
-    return FaceCrop(crop, moved, side, hashlib.sha256(crop.tobytes()).hexdigest()[:32])
+    return FaceCrop(crop, moved, side, digest_of(crop.tobytes())[:32])
 
 
 def cut_faces(

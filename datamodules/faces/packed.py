@@ -27,9 +27,11 @@ from numpy.typing import NDArray
 
 from datamodules.faces.annotations import FaceError, FaceFiles, find_faces, identify_files
 from datamodules.faces.cropping import cut_faces
+from datamodules.image_folder import digest_of
 from datamodules.synthetic import SYNTHETIC_MARKER, is_synthetic
 from models.heatmaps import NUM_LANDMARKS
 from storage.atomic import replace_folder
+from storage.reading import parse_json, read_text
 
 FORMAT = "superfer-faces-1"
 
@@ -52,8 +54,12 @@ class FaceSet:
         return len(self.names)
 
     def image(self, index: int) -> NDArray[np.uint8]:
-        """Return the pixels of a face, uint8 H,H,3, RGB."""
-        return self.images[self.rows[index]]
+        """Return the pixels of a face, uint8 H,H,3, RGB; refuse those that have changed since they were packed."""
+        image = self.images[self.rows[index]]
+        if digest_of(image.tobytes())[:32] != self.digests[index]:
+            problem = f"face {self.names[index]} has changed; prepare it again, or delete .superfer_cache"
+            raise ValueError(f"{IMAGES} is damaged: {problem}")
+        return image
 
     @property
     def fingerprint(self) -> str:
@@ -181,8 +187,14 @@ def _open_raw(root: Path, hr_size: int, margin: float) -> FaceSet:
 def _open_prepared(root: Path, hr_size: int, margin: float, sources: str | None = None) -> FaceSet:
     """Open a prepared folder; with `sources`, refuse one that was made of other files."""
     try:
-        manifest = json.loads((root / MANIFEST).read_text())
+        for name in (IMAGES, LANDMARKS):
+            if not (root / name).is_file():  # a pipe would be waited for
+                raise ValueError(f"{name} is not a regular file")
+        manifest = parse_json(read_text(root / MANIFEST))
         count, size = len(manifest["names"]), manifest["hr_size"]
+        for name, kind in (("names", str), ("digests", str), ("crop_sides", float)):
+            if [type(value) for value in manifest[name]] != [kind] * count or not isinstance(manifest[name], list):
+                raise ValueError(f"{name} in {MANIFEST} are not a list of {count} {kind.__name__}")
         faces = FaceSet(
             names=manifest["names"],
             images=np.load(root / IMAGES, mmap_mode="r"),
@@ -197,8 +209,9 @@ def _open_prepared(root: Path, hr_size: int, margin: float, sources: str | None 
             raise ValueError(f"its arrays are not the faces that {MANIFEST} lists")
         if sources not in (None, manifest["sources"]):
             raise ValueError("its images have changed")
-    except (OSError, EOFError, ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{root} is damaged ({type(error).__name__}: {error}); prepare it again") from error
+    except Exception as error:  # damaged files make the readers raise almost anything
+        reason = f"{type(error).__name__}: {str(error)[:200]}"
+        raise ValueError(f"{root} is damaged ({reason}); prepare it again") from error
     if (size, manifest["margin"]) != (hr_size, margin):
         raise ValueError(
             f"{root} holds faces of {size} px with margin {manifest['margin']}, expected hr_size {hr_size} and"

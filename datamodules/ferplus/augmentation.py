@@ -32,6 +32,12 @@ class FaceAugmentation:
         brightness: float = 0.2,
         contrast: float = 0.2,
     ) -> None:
+        for name, value, most in (
+            ("rotation", rotation, 180), ("scale", scale, 0.9), ("shift", shift, 1), ("flip", flip, 1),
+            ("brightness", brightness, 1), ("contrast", contrast, 1),
+        ):  # fmt: skip
+            if not 0 <= value <= most:
+                raise ValueError(f"augmentation.{name} is {value}, expected 0 to {most}")
         self._compose = A.Compose(
             [
                 A.HorizontalFlip(p=flip),

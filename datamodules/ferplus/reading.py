@@ -4,6 +4,7 @@ Anything wrong with a file raises a `ValueError` that names the file, the line a
 """
 
 import csv
+import io
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,9 +13,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from datamodules.labels import VOTE_COLUMNS
+from storage.images import open_image
+from storage.reading import read_bytes
 
 FACE_SIZE = 48
 
@@ -81,18 +83,17 @@ def read_folders(root: Path) -> Images:
 def _records(path: Path, columns: tuple[str, ...], header: bool = True) -> Iterator[tuple[str, dict[str, str]]]:
     """Yield the rows of a CSV with their places, by column; Kaggle's two files have two orders, and spaces."""
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file)
-            if header:
-                found = tuple(name.strip() for name in next(reader, []))
-                if sorted(found) != sorted(columns):
-                    raise ValueError(f"{path}: the header is {list(found)}, expected {list(columns)}")
-                columns = found
-            for row in filter(None, reader):  # no blank lines
-                place = f"{path}, line {reader.line_num}"
-                if len(row) != len(columns):
-                    raise ValueError(f"{place}: {len(row)} columns, expected {len(columns)}: {_short(','.join(row))}")
-                yield place, dict(zip(columns, row, strict=True))
+        reader = csv.reader(io.TextIOWrapper(io.BytesIO(read_bytes(path)), encoding="utf-8-sig", newline=""))
+        if header:
+            found = tuple(name.strip() for name in next(reader, []))
+            if sorted(found) != sorted(columns):
+                raise ValueError(f"{path}: the header is {str(list(found))[:300]}, expected {list(columns)}")
+            columns = found
+        for row in filter(None, reader):  # no blank lines
+            place = f"{path}, line {reader.line_num}"
+            if len(row) != len(columns):
+                raise ValueError(f"{place}: {len(row)} columns, expected {len(columns)}: {_short(','.join(row))}")
+            yield place, dict(zip(columns, row, strict=True))
     except (csv.Error, UnicodeDecodeError, OSError) as error:
         raise ValueError(f"{path}: not a readable CSV file ({error})") from error
 
@@ -109,7 +110,7 @@ def _usage(place: str, value: str) -> int:
 
 def _vote_row(place: str, cells: dict[str, str], split: int) -> VoteRow:
     name = cells["Image name"].strip()
-    if name and (Path(name).name != name or "\0" in name or len(name) > 200):
+    if name and (Path(name).name != name or name == ".." or not name.isprintable() or len(name) > 200):
         raise ValueError(f"{place}: Image name is {_short(name)}, expected a plain file name")
     for column in VOTE_COLUMNS:
         digits = cells[column].strip()
@@ -136,6 +137,8 @@ def _read_older_votes(root: Path, split: int) -> list[VoteRow]:
 
 def _pixels(place: str, text: str) -> np.ndarray:
     try:
+        if not text.isascii() or "_" in text:  # which numpy would take for digits of a number
+            raise ValueError(f"found {text}")
         values = np.array(text.split(), dtype=np.int64)
     except (ValueError, OverflowError) as error:
         raise ValueError(f"{place}: pixels are not integers ({_short(str(error))})") from error
@@ -149,7 +152,7 @@ def _pixels(place: str, text: str) -> np.ndarray:
 def _read_png(root: Path, row: VoteRow) -> np.ndarray:
     path = root / FOLDERS[row.split] / row.name
     try:
-        with Image.open(path, formats=["PNG"]) as image:
+        with open_image(read_bytes(path), ["PNG"]) as image:
             mode, size = image.mode, image.size
             if (mode, size) == ("L", (FACE_SIZE, FACE_SIZE)):  # before decoding: a huge image is refused unread
                 return np.array(image)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 import wandb
 
+from commands.compare import compare
 from commands.test import test as run_test
 from commands.train import train
 from commands.upscale import upscale
@@ -18,6 +19,63 @@ from tests.tiny_runs import classifier_args, generator_args, run_record, write_g
 @pytest.fixture(autouse=True)
 def nothing_may_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wandb, "init", lambda **_: pytest.fail("W&B was started"))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("--data.batch_size=eight", "data.batch_size is eight, expected int"),
+        ("--trainer.max_epochs=ten", "trainer.max_epochs is ten, expected int"),
+        (
+            "--model.arch=resnet19",
+            "is resnet19, expected resnet18, resnet34, resnet50; did you mean 'resnet18'?",
+        ),
+        ("--model.arhc=resnet18", "model: Option 'arhc' is not accepted; did you mean 'arch'?"),
+        ("--model.optimizer.learn=1", "--optimizer.learn=1; did you mean 'optimizer.lr'?"),
+        ("--model=lightning_modules.classifier.EmotionClassifer", "did you mean 'EmotionClassifier'?"),
+        ("--data.upscaler=bilinaer", "bilinear, bicubic, lanczos, an import path; did you mean 'bilinear'?"),
+        ("--data.upscaler=datamodules.upscalers.DICUpscaler", "the following arguments are required: checkpoint"),
+        ("--data.upscaler.color=gray", "data.upscaler.color is not accepted by what data.upscaler is now"),
+        ("--trainer.max_epoch=3", "--trainer.max_epoch=3; did you mean 'trainer.max_epochs'?"),
+        ("--resum=RUN", "--resum=RUN; did you mean 'resume'?"),
+        ("--trainer.plugins=[x]", "trainer.plugins is x, expected an import path"),
+        ("--trainer.callbacks=[{class_path: callbacks.weight_average.WeightAvrage}]", "did you mean 'WeightAverage'?"),
+    ],
+)
+def test_a_wrong_setting_is_said_in_one_line_with_the_nearest_name(
+    wrong: str, message: str, tiny_ferplus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = refused(train, classifier_args(tiny_ferplus, tmp_path / "runs", wrong), capsys)
+    assert said.count("\n") == 1 and said.rstrip().endswith(message)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seed_everything: 0\nseed_everything: 7\n", "line 2: the key 'seed_everything' is given twice"),
+        ("tags: " + "[" * 3000 + "]" * 3000, "nested more than 100 deep"),
+        ("trainer:\n  max_epoch: 3\n", "does not accept option 'max_epoch'; did you mean 'trainer.max_epochs'?"),
+        ("data:\n  init_args:\n    batchsize: 3\n", "'batchsize' is not accepted; did you mean 'batch_size'?"),
+        ("model:\n  clas_path: x\n", "'clas_path' is not accepted; did you mean 'class_path'?"),
+    ],
+)
+def test_a_wrong_file_is_said_in_one_line(
+    text: str, message: str, tiny_ferplus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "more.yaml").write_text(text)
+    args = classifier_args(tiny_ferplus, tmp_path / "runs", f"--config={tmp_path / 'more.yaml'}")
+    said = refused(train, args, capsys)
+    assert said.count("\n") == 1 and message in said
+
+
+@pytest.mark.parametrize("command", [run_test, train, compare])
+@pytest.mark.parametrize("name", ["loop", "z" * 5000])
+def test_a_path_that_leads_nowhere(
+    command: object, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    option = {run_test: ["--ckpt_path"], train: ["--resume"]}.get(command, [])
+    assert len(refused(command, [*option, str(tmp_path / name)], capsys)) <= 300
 
 
 def refused(command: object, args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -73,6 +131,38 @@ def test_a_reason_beside_types_that_did_not_apply_is_not_lost(
         (["--trainer.max_epochs=few"], "trainer.max_epochs"),
         (["--best.save_top_k=2"], "best.save_top_k is 2, expected 1"),
         (["--best.filename=step-{step}"], "best.filename is 'step-{step}', expected 'best'"),
+        (["--best.mode=min"], "best.mode is 'min', expected 'max' for val/acc"),
+        (["--trainer.default_root_dir=elsewhere"], "default_root_dir is 'elsewhere', expected None"),
+        (["--trainer.use_distributed_sampler=true"], "use_distributed_sampler is True, expected False"),
+        (["--experiment="], "experiment is '', expected a plain name"),
+        (["--experiment=../x"], "experiment is '../x', expected a plain name"),
+        (["--experiment=.hidden"], "experiment is '.hidden', expected a plain name"),
+        (["--experiment=a\nb"], r"experiment is 'a\nb', expected a plain name"),
+        (["--runs="], "runs is '', expected a folder"),
+        (["--latest.minutes=.inf"], "latest.minutes is inf, expected 0 or more"),
+        (["--latest.minutes=.nan"], "latest.minutes is nan, expected 0 or more"),
+        (["--data.num_workers=1000000000"], "num_workers is 1000000000, expected 0 to 512"),
+        (["--data.early_epochs=-1"], "early_epochs is -1, expected 0 or more"),
+        (["--data.augmentation.rotation=.nan"], "augmentation.rotation is nan, expected 0 to 180"),
+        (["--trainer.limit_train_batches=0"], "limit_train_batches is 0, expected more than 0"),
+        (["--trainer.limit_train_batches=0.0001"], "limit_train_batches is 0.0001, which leaves none of"),
+        (["--trainer.limit_val_batches=0"], "limit_val_batches is 0, expected more than 0"),
+        (["--trainer.accumulate_grad_batches=0"], "accumulate_grad_batches is 0, expected at least 1"),
+        (["--trainer.check_val_every_n_epoch=0"], "check_val_every_n_epoch is 0, expected at least 1"),
+        (["--trainer.check_val_every_n_epoch=5"], "check_val_every_n_epoch is 5, expected at most max_epochs, 1"),
+        (["--trainer.val_check_interval=0"], "val_check_interval is 0, expected more than 0"),
+        (["--trainer.val_check_interval=3"], "val_check_interval is 3, expected at most the 2 batches of an epoch"),
+        (["--trainer.max_steps=0"], "max_steps is 0, expected at least 1, or -1 for no end"),
+        (["--trainer.max_epochs=0"], "max_epochs is 0, expected at least 1, or -1 for no end"),
+        (["--trainer.min_epochs=9"], "min_epochs is 9, expected at most max_epochs, 1"),
+        (["--trainer.gradient_clip_val=.nan"], "gradient_clip_val is nan, expected 0 or more"),
+        (["--trainer.log_every_n_steps=-1"], "log_every_n_steps is -1, expected at least 1"),
+        (["--trainer.accelerator=tpu"], "torch_xla"),  # which is not installed
+        (["--trainer.overfit_batches=2"], "trainer.overfit_batches is 2, expected 0.0"),
+        (
+            ["--trainer.callbacks+=StochasticWeightAveraging", "--trainer.callbacks.swa_lrs=0.01"],
+            "config.yaml would hold 'device: Unable to serialize instance cpu', which a resumed run cannot read",
+        ),
         (["--data.root=nowhere"], "nowhere: no such folder"),
         (["--data.batch_size=1000"], "batch_size is 1000, expected at most the"),
         (

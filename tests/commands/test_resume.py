@@ -18,6 +18,7 @@ from commands.test import test as run_test
 from commands.train import train
 from commands.upscale import upscale
 from datamodules.ferplus.datamodule import FERPlusDataModule
+from run_state.wandb_run import WandbMirror, upload
 from storage.checkpoints import read_checkpoint
 from tests.stopping import KilledError, Stop
 from tests.test_exact_resume import WHOLE, stop
@@ -107,6 +108,22 @@ def test_a_copy_goes_on_as_a_run_of_its_own(run: Path, capsys: pytest.CaptureFix
     assert record_of(copy)["wandb_id"] == second["wandb_id"] and "is a copy" not in capsys.readouterr().out
 
 
+def test_a_copy_that_is_uploaded_leaves_the_run_of_the_original_alone(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+
+    def note(mirror: WandbMirror) -> None:
+        opened.append(record_of(mirror.folder)["wandb_id"])
+        mirror.complete = True
+
+    monkeypatch.setattr(WandbMirror, "open", note)
+    copy = shutil.copytree(run, run.with_name("copy"))
+    for folder in (run, copy, copy):
+        upload(folder)
+    assert opened[0] == record_of(run)["wandb_id"] != opened[1] == opened[2]
+
+
 def test_a_finished_run_is_left_as_it_is(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_test(["--ckpt_path", str(run)])
     before = contents(run)
@@ -160,7 +177,7 @@ def test_two_that_resume_automatically_at_once_make_one_run(tiny_ferplus: Path, 
     jobs = [subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     refusals = [said for job in jobs for said in [job.communicate(timeout=300)[1]] if job.returncode]
     assert len(list(tmp_path.glob("*/*/run.json"))) == 1
-    assert all("with these settings is being trained by process" in said for said in refusals)
+    assert all("with these settings is in use by process" in said for said in refusals)
 
 
 def test_a_second_automatic_resume_of_the_same_settings_is_refused(
@@ -174,7 +191,7 @@ def test_a_second_automatic_resume_of_the_same_settings_is_refused(
 
     monkeypatch.setattr("fcntl.lockf", held)
     printed = refused(["--resume", "auto", *classifier_args(tiny_ferplus, tmp_path, TINY)], capsys)
-    assert "ferplus-bilinear with these settings is being trained by another process" in printed
+    assert "ferplus-bilinear with these settings is in use by another process" in printed
     assert not list(tmp_path.glob("*/*_s0"))
 
 
@@ -245,7 +262,7 @@ def test_two_trainings_do_not_share_a_run_folder(
         raise BlockingIOError(errno.EAGAIN, "held")
 
     monkeypatch.setattr("fcntl.lockf", held)
-    assert "is being trained by process" in refused(["--resume", str(run), "--trainer.max_epochs=2"], capsys)
+    assert "is in use by process" in refused(["--resume", str(run), "--trainer.max_epochs=2"], capsys)
     assert "SUPERFER_RUN_FOLDER" not in os.environ
     assert before == contents(run)
 

@@ -1,14 +1,9 @@
-"""`superfer upscale` on a folder: pixels equal those of DIC.upscale, nothing is lost, what is skipped is named."""
+"""`superfer upscale` on a folder: pixels equal those of DIC.upscale, and what is skipped is named."""
 
-import multiprocessing
 import os
-import resource
-import shlex
 import shutil
-import subprocess
-import sys
-import threading
-import time
+import struct
+import zlib
 from pathlib import Path
 
 import cv2
@@ -17,86 +12,13 @@ import pytest
 import torch
 from PIL import Image
 
-from commands.upscale import upscale
 from datamodules.image_folder import pad
 from datamodules.upscaled_images import LANDMARK_COLOUR, draw_landmarks
-from models.dic import DIC, RGB_MEAN, normalise
+from models.dic import DIC, normalise
 from models.heatmaps import heatmaps_to_landmarks
 from models.resampling import round_levels
 from models.tiling import upscale_in_tiles
-from tests.tiny_runs import NETWORK, REPOSITORY, write_generator
-
-
-@pytest.fixture(scope="module")
-def generator(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_generator(tmp_path_factory.mktemp("generator") / "dic.ckpt")
-
-
-@pytest.fixture
-def images(tmp_path: Path) -> Path:
-    """An empty input folder."""
-    (tmp_path / "in").mkdir()
-    return tmp_path / "in"
-
-
-def levels(height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarray:
-    shape = (height, width, channels) if channels > 1 else (height, width)
-    return np.random.default_rng((seed, height, width)).integers(0, 256, shape, dtype=np.uint8)
-
-
-def save(path: Path, array: np.ndarray, **options: object) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(array).save(path, **options)  # type: ignore[arg-type]
-
-
-def arguments(generator: Path, images: Path, *more: str) -> list[str]:
-    out = images.parent / "out"
-    return ["--ckpt_path", str(generator), "--images", str(images), "--out", str(out), "--accelerator=cpu", *more]
-
-
-def upscaled(generator: Path, images: Path, *more: str) -> Path:
-    """Upscale everything; return the output folder."""
-    out = upscale(arguments(generator, images, *more))
-    assert out == images.parent / "out"
-    return out
-
-
-def exit_code(args: list[str]) -> object:
-    with pytest.raises(SystemExit) as exit_:
-        upscale(args)
-    return exit_.value.code
-
-
-def refused(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line with which a command ends before anything is written."""
-    capsys.readouterr()
-    assert exit_code(args) == 2
-    message = capsys.readouterr().err
-    assert message.startswith("error: ") and message.count("\n") == 1, message
-    return message
-
-
-def expected(generator: Path, array: np.ndarray) -> np.ndarray:
-    """uint8 8h,8w,3, or 8h,8w for a gray image; DIC.upscale of the image, padded if need be."""
-    gray = array.ndim == 2
-    rgb = np.stack([array] * 3, axis=-1) if gray else array
-    net = DIC.from_checkpoint(generator).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    lr = torch.from_numpy(pad(rgb)).permute(2, 0, 1)[None].float() / 255
-    with torch.inference_mode():
-        large = net.upscale(lr.contiguous(memory_format=torch.channels_last))[0] * 255
-    if gray:
-        large = (0.299 * large[0] + 0.587 * large[1] + 0.114 * large[2])[None]
-    result = round_levels(large).permute(1, 2, 0).numpy()[: 8 * array.shape[0], : 8 * array.shape[1]]
-    return result[..., 0] if gray else result
-
-
-def read(path: Path) -> np.ndarray:
-    with Image.open(path) as image:
-        return np.asarray(image)
-
-
-def snapshot(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+from tests.commands.upscaling import arguments, exit_code, expected, levels, read, refused, save, snapshot, upscaled
 
 
 def test_pixels_are_those_of_the_network(generator: Path, images: Path) -> None:
@@ -171,6 +93,12 @@ def test_files_that_cannot_be_upscaled_are_named_and_the_others_written(
     save(images / "truncated.jpg.bmp", levels(16, 16))
     for name in ("truncated.png", "truncated.jpg.bmp"):
         (images / name).write_bytes((images / name).read_bytes()[:150])
+    rows = zlib.compress(b"".join(b"\0" + row.tobytes() for row in levels(10, 16, 1)))  # of sixteen
+    chunks = ((b"IHDR", struct.pack(">IIBBBBB", 16, 16, 8, 0, 0, 0, 0)), (b"IDAT", rows), (b"IEND", b""))
+    packed = [
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    ]
+    (images / "rows.png").write_bytes(b"".join([b"\x89PNG\r\n\x1a\n", *packed]))
     (images / "empty.jpg").write_bytes(b"")
     Image.fromarray(levels(8, 8)).save(images / "gif.png", "GIF")
     deep = levels(8, 8).astype(np.uint16) * 16
@@ -192,6 +120,7 @@ def test_files_that_cannot_be_upscaled_are_named_and_the_others_written(
         "large.png": "image has 1024 x 1025 pixels, expected at most 1,048,576",
         "thin.png": "image has 131073 x 1 pixels, expected at most 1,048,576",
         "truncated.png": "image file is truncated",
+        "rows.png": "image file is truncated: rows are missing",
         "truncated.jpg.bmp": "image file is truncated",  # which its header does not show
         "empty.jpg": "cannot identify image file",
         "gif.png": "cannot identify image file",
@@ -209,7 +138,7 @@ def test_files_that_cannot_be_upscaled_are_named_and_the_others_written(
     out = images.parent / "out"
     assert set(snapshot(out)) == {"good.png"}
     assert np.array_equal(read(out / "good.png"), expected(generator, levels(8, 8)))
-    assert f"1 images upscaled into {out}, 0 were there already, 13 skipped" in printed.out
+    assert f"1 images upscaled into {out}, 0 were there already, 14 skipped" in printed.out
     assert f"not read: 2 other files, the first is {images / 'notes.txt'}" in printed.out
 
 
@@ -262,104 +191,6 @@ def test_folders_without_permission(
     assert f"Permission denied: '{images / 'closed'}'" in refused(arguments(generator, images), capsys)
 
 
-def test_an_interrupted_job_is_resumed(
-    generator: Path, images: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for number in range(4):
-        save(images / f"{number}.png", levels(8, 8, seed=number))
-    undisturbed = snapshot(upscaled(generator, images, "--batch_size=1"))
-    shutil.rmtree(images.parent / "out")
-    calls, whole = [], DIC.upscale
-
-    def killed(net: DIC, lr: torch.Tensor) -> torch.Tensor:
-        calls.append(len(lr))
-        if len(calls) == 3:
-            raise RuntimeError("power cut")
-        return whole(net, lr)
-
-    monkeypatch.setattr(DIC, "upscale", killed)
-    with pytest.raises(RuntimeError, match="power cut"):
-        upscaled(generator, images, "--batch_size=1")
-    out = images.parent / "out"
-    before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
-    assert len(before) == 2
-    leftovers = [out / ".9.png.writing-old", out / ".9.png.writing-new"]
-    for path in leftovers:
-        path.write_bytes(b"half an image")
-    os.utime(leftovers[0], (0, 0))
-    upscaled(generator, images, "--batch_size=1")
-    assert len(calls) == 3 + 2, "only what was missing is made"
-    assert all(path.stat().st_mtime_ns == time for path, time in before.items())
-    assert [path.exists() for path in leftovers] == [False, True], "a living process may be writing the new one"
-    leftovers[1].unlink()
-    assert snapshot(out) == undisturbed
-    upscaled(generator, images)
-    assert len(calls) == 5, "nothing is left to do"
-    (out / "0.png").write_bytes((out / "0.png").read_bytes()[:-40])  # the disk has lost the end of it
-    assert "0.png is not an intact image of this generator" in refused(arguments(generator, images), capsys)
-    upscaled(generator, images, "--overwrite")
-    assert len(calls) == 6 and snapshot(out) == undisturbed
-
-
-def test_two_terminals_share_a_folder(generator: Path, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for number in range(4):
-        save(images / f"{number}.png", levels(8, 8, seed=number))
-    calls, whole = [], DIC.upscale
-
-    def overtaken(net: DIC, lr: torch.Tensor) -> torch.Tensor:
-        calls.append(len(lr))
-        if len(calls) == 1:
-            upscaled(generator, images)
-        return whole(net, lr)
-
-    monkeypatch.setattr(DIC, "upscale", overtaken)
-    upscaled(generator, images, "--batch_size=1")
-    assert calls == [1, 4], "the first job has only to finish the image that it was at"
-
-
-def test_changed_images_are_made_anew(generator: Path, images: Path) -> None:
-    save(images / "a.png", levels(8, 8))
-    out = upscaled(generator, images)
-    save(images / "a.png", levels(8, 8, seed=1))
-    upscaled(generator, images)
-    assert np.array_equal(read(out / "a.png"), expected(generator, levels(8, 8, seed=1)))
-    upscaled(generator, images, "--heatmaps")  # the landmarks are missing, so both are made
-    assert set(snapshot(out)) == {"a.png", "a_landmarks.png"}
-
-
-def test_two_generators_are_not_mixed(
-    generator: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for name in "ab":
-        save(images / f"{name}.png", levels(8, 8))
-    out = upscaled(generator, images)
-    before = snapshot(out)
-    other = write_generator(tmp_path / "other.ckpt", seed=1)
-    message = refused(arguments(other, images), capsys)
-    assert f"{out / 'a.png'} is not an intact image of this generator (dic-" in message and "--overwrite" in message
-    (out / "a.png").unlink()
-    assert "b.png is not an intact image of this generator" in refused(arguments(other, images), capsys)
-    (out / "b.png").write_text("somebody's")
-    assert "b.png is not an intact image of this generator" in refused(arguments(generator, images), capsys)
-    upscaled(generator, images, "--overwrite")
-    assert snapshot(out) == before
-    upscaled(other, images, "--overwrite")
-    assert np.array_equal(read(out / "a.png"), expected(other, levels(8, 8)))
-    assert not np.array_equal(expected(other, levels(8, 8)), expected(generator, levels(8, 8)))
-
-
-def test_a_full_disk_ends_in_one_line(generator: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    save(images / "a.png", levels(8, 8))
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
-    try:
-        assert exit_code(arguments(generator, images)) == 1
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    message = f"error: {images.parent / 'out' / 'a.png'} cannot be written (File too large)"
-    assert capsys.readouterr().err.splitlines()[-1] == message
-
-
 def test_heatmaps(generator: Path, images: Path) -> None:
     array = levels(16, 11)
     save(images / "a.png", array)
@@ -377,83 +208,3 @@ def test_heatmaps(generator: Path, images: Path) -> None:
     assert shown.shape == (128, 88, 3) and np.abs(shown.astype(int) - np.asarray(picture)).mean() < 0.5
     x, y = points[0].round().int().tolist()
     assert tuple(shown[y, x]) == LANDMARK_COLOUR
-
-
-def test_two_processes_write_what_one_writes(generator: Path, images: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    for number in range(5):
-        save(images / f"{number}.png", levels(8, 8 * (1 + number % 2), seed=number))
-    save(images / "damaged.bmp", levels(16, 16))
-    (images / "damaged.bmp").write_bytes((images / "damaged.bmp").read_bytes()[:150])
-    args = arguments(generator, images, "--batch_size=1")
-    assert exit_code(args) == 1
-    out = images.parent / "out"
-    alone = snapshot(out)
-    shutil.rmtree(out)
-    capfd.readouterr()
-    assert exit_code([*args, "--devices=2"]) == 1
-    printed = capfd.readouterr()
-    assert printed.out.count(f"5 images upscaled into {out}, 0 were there already, 1 skipped") == 1
-    assert printed.err.count("damaged.bmp: image file is truncated") == 1
-    assert "upscaling, process 1 of 2: 100%" in printed.err and "| 3/3 [" in printed.err  # and the other one two
-    assert snapshot(out) == alone and len(alone) == 5
-
-
-def test_a_generator_that_fails_in_the_second_process_only(
-    images: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    torch.manual_seed(0)
-    net = DIC(**NETWORK | {"num_steps": 1})
-    with torch.no_grad():  # the mean colour becomes small numbers, any other one infinite ones
-        net.conv_in[0].bias.zero_()
-        net.conv_in[0].weight.mul_(1e20)
-        net.first_block.compress_in[0].weight.mul_(1e20)
-    broken = tmp_path / "broken.ckpt"
-    torch.save({"dic_config": net.config, "state_dict": {f"net.{k}": v for k, v in net.state_dict().items()}}, broken)
-    mean = np.round(255 * np.array(RGB_MEAN)).astype(np.uint8)
-    save(images / "first.png", np.broadcast_to(mean, (16, 16, 3)))  # the largest comes first
-    save(images / "second.png", levels(8, 8))
-    assert exit_code(arguments(broken, images, "--devices=2")) == 1
-    printed = capfd.readouterr().err
-    assert "error: process 1 terminated with exit code 1" in printed
-    assert f"error: {broken}: the generator returned numbers that are not finite" in printed
-    assert "Traceback" not in printed
-    assert set(snapshot(tmp_path / "out")) <= {"first.png"}
-
-
-def test_a_killed_process_ends_the_others(generator: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for number in range(2):
-        save(images / f"{number}.png", levels(8, 8))
-
-    def kill_one() -> None:
-        while len(multiprocessing.active_children()) < 2:
-            time.sleep(0.02)
-        multiprocessing.active_children()[1].kill()
-
-    threading.Thread(target=kill_one, daemon=True).start()
-    assert exit_code(arguments(generator, images, "--devices=2")) == 1
-    assert "terminated with signal SIGKILL" in capsys.readouterr().err
-    assert not multiprocessing.active_children()
-
-
-def test_processes_end_with_their_parent(generator: Path, images: Path) -> None:
-    for number in range(300):
-        save(images / f"{number}.png", levels(48, 48, seed=number))
-    words = [sys.executable, "superfer.py", "upscale", *arguments(generator, images, "--devices=2", "--batch_size=1")]
-    ignored = f"trap '' INT; exec {shlex.join(words)}"  # as a shell starts jobs in the background
-    parent = subprocess.Popen(["sh", "-c", ignored], cwd=REPOSITORY, stdout=subprocess.DEVNULL)
-    while not list(images.parent.glob("out/*.png")):
-        assert parent.poll() is None
-        time.sleep(0.05)
-    children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
-    parent.kill()
-    parent.wait()
-    assert len(children) >= 2
-
-    def left() -> list[str]:
-        stats = [Path(f"/proc/{child}/stat") for child in children]
-        return [str(stat) for stat in stats if stat.exists() and ") Z " not in stat.read_text()]
-
-    give_up = time.monotonic() + 120
-    while left() and time.monotonic() < give_up:
-        time.sleep(0.05)
-    assert not left() and len(list(images.parent.glob("out/*.png"))) < 300

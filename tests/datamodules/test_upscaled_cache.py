@@ -15,7 +15,7 @@ from torch import Tensor
 
 from datamodules import upscaled_cache
 from datamodules.upscaled_cache import UpscaledCache
-from datamodules.upscalers import Upscaler
+from datamodules.upscalers import Upscaler, UpscalerError
 
 COUNT, BLOCK = 22, 4  # six blocks, the last one of two images
 IMAGES = np.random.default_rng(0).integers(0, 256, (COUNT, 6, 6), dtype=np.uint8)
@@ -93,7 +93,7 @@ def test_interrupted_fill_goes_on(tmp_path: Path) -> None:
     assert len(fill(tmp_path)) == 4
 
 
-@pytest.mark.parametrize("damage", ["flipped", "truncated", "empty", "header", "swapped"])
+@pytest.mark.parametrize("damage", ["flipped", "truncated", "empty", "header", "swapped", "pipe"])
 def test_damaged_block_is_made_anew(damage: str, tmp_path: Path) -> None:
     fill(tmp_path)
     path, other = blocks(tmp_path)[2:4]
@@ -105,10 +105,23 @@ def test_damaged_block_is_made_anew(damage: str, tmp_path: Path) -> None:
     elif damage == "swapped":
         data = bytearray(other.read_bytes())
     kept = {"truncated": len(data) - 1, "empty": 0}.get(damage, len(data))
-    path.write_bytes(bytes(data[:kept]))
+    if damage == "pipe":
+        path.unlink()
+        os.mkfifo(path)
+    else:
+        path.write_bytes(bytes(data[:kept]))
     with pytest.warns(UserWarning, match=rf"{path.name}: damaged, or of another cache; making the block again"):
         assert fill(tmp_path) == [4]
     assert fill(tmp_path) == []
+
+
+def test_a_folder_in_the_place_of_a_block_is_named(tmp_path: Path) -> None:
+    fill(tmp_path)
+    path = blocks(tmp_path)[2]
+    path.unlink()
+    path.mkdir()
+    with pytest.warns(UserWarning), pytest.raises(UpscalerError, match=rf"{path} cannot be removed \(Is a directory\)"):
+        fill(tmp_path)
 
 
 @pytest.mark.parametrize("other", ["upscaler", "images", "block size"])

@@ -110,7 +110,7 @@ def test_mixup_mixes_images_and_targets_alike(monkeypatch: pytest.MonkeyPatch) -
     ("arguments", "message"),
     [
         ({"label_smoothing": 1.0}, r"label_smoothing is 1\.0, expected 0 to 0\.9"),
-        ({"mixup": -1.0}, r"mixup is -1\.0, expected 0 to inf"),
+        ({"mixup": -1.0}, r"mixup is -1\.0, expected 0 to 100"),
         ({"loss": "multi_target"}, "loss is multi_target, expected label_smoothing 0 and mixup 0"),
     ],
 )

@@ -107,7 +107,7 @@ def test_unsuitable_data_and_trainers_are_refused(tiny_faces: Path) -> None:
 
 
 def test_impossible_settings_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"start_sigma is 0\.5, expected at least 1"):
+    with pytest.raises(ValueError, match=r"start_sigma is 0\.5, expected 1 to 100"):
         HourglassModule(FeedbackHourglass(8), start_sigma=0.5)
-    with pytest.raises(ValueError, match="num_steps is 0, expected at least 1"):
+    with pytest.raises(ValueError, match="num_steps is 0, expected 1 to 100"):
         HourglassModule(FeedbackHourglass(8), num_steps=0)

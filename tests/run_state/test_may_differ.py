@@ -72,7 +72,7 @@ def test_changes_are_named_with_both_values() -> None:
 def test_refusals(tmp_path: Path) -> None:
     now = yaml.safe_load(yaml.safe_dump(RUN))
     now["trainer"]["max_steps"] = 9
-    with pytest.raises(ValueError, match=r"cannot resume .*trainer\.max_steps is 9, was -1\. Only epochs, devices"):
+    with pytest.raises(ValueError, match=r"cannot resume .*trainer\.max_steps is 9, was -1; to change one on purpose"):
         refuse_changes(tmp_path, RUN, now, "resume", ["trainer", "seed_everything"])
     with pytest.raises(ValueError, match=r"--allow_change model\.lr: there is no such setting"):
         refuse_changes(tmp_path, RUN, RUN, "resume", ["model.lr"])

@@ -143,8 +143,8 @@ def test_missing_left_over_and_misshapen_keys_are_listed(net: DIC, tmp_path: Pat
         DIC.from_official(tmp_path / "other.pth")
     message = str(refusal.value)
     assert message == (
-        f"checkpoint {tmp_path / 'other.pth'} does not fit DIC: no block.upBlocks.1.0.bias, discriminator.weight left "
-        "over, out.0.bias of shape [5], expected [4]"
+        f"checkpoint {tmp_path / 'other.pth'} does not fit DIC: block.upBlocks.1.0.bias (missing, expected "
+        "[4]), out.0.bias ([5], expected [4]), discriminator.weight ([1], expected nothing)"
     )
 
 
@@ -153,7 +153,7 @@ def test_partly_prefixed_keys_are_left_over(net: DIC, tmp_path: Path) -> None:
     weights["module.out.1.weight"] = weights.pop("out.1.weight")
     torch.save(weights, tmp_path / "mixed.pth")
     with pytest.raises(
-        CheckpointError, match=r"does not fit DIC: no out\.1\.weight, module\.out\.1\.weight left over$"
+        CheckpointError, match=r"DIC: out\.1\.weight \(missing.*, module\.out\.1\.weight \(\[1\], expected nothing"
     ):
         DIC.from_official(tmp_path / "mixed.pth")
 
@@ -163,13 +163,13 @@ def test_partly_prefixed_keys_are_left_over(net: DIC, tmp_path: Path) -> None:
     [
         ([1, 2], "holds a list, expected a dictionary"),
         ({"epoch": 3}, "holds epoch, expected weights by name, .*netG, state_dict, model"),
-        (NARROW | {"b": 3}, "holds b, expected floating-point tensors, stored in full"),
+        (NARROW | {"b": 3}, "holds b, expected finite floating-point tensors that are stored in full"),
         ({"conv1.weight": torch.zeros(1)}, r"seems to hold conv1\.weight, expected a DIC generator"),
         (
             {"state_dict": NARROW, "dic_config": {"num_steps": 0}},
             "cannot build DIC: num_steps is 0, expected an integer from 1 to 16",
         ),
-        (NARROW, r"does not fit DIC: no conv_in\.0\.bias, no .*, no .* and \d+ more$"),
+        (NARROW, r"does not fit DIC: conv_in\.0\.bias \(missing, expected \[16\]\), .* and \d+ more$"),
     ],
 )
 def test_foreign_content_is_described(tmp_path: Path, saved: object, reason: str) -> None:
@@ -191,7 +191,7 @@ def test_truncated_files_are_refused(net: DIC, tmp_path: Path, part: float, zipp
 
 def test_text_files_missing_files_and_folders_are_told_apart(tmp_path: Path) -> None:
     (tmp_path / "page.html").write_text("<html>please log in to download</html>")
-    with pytest.raises(CheckpointError, match=r"page\.html \(38 bytes\) cannot be read: it is not a file of torch"):
+    with pytest.raises(CheckpointError, match=r"page\.html \(38 bytes\) cannot be read: it is no file of torch"):
         DIC.from_official(tmp_path / "page.html")
     with pytest.raises(FileNotFoundError, match=r"nothing\.pth: there is no such file"):
         DIC.from_official(tmp_path / "nothing.pth")
@@ -202,7 +202,7 @@ def test_text_files_missing_files_and_folders_are_told_apart(tmp_path: Path) -> 
 def test_a_compressed_file_is_not_unpacked(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "bomb.ckpt", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", bytes(10**7))
-    with pytest.raises(CheckpointError, match=r"bomb\.ckpt of [\d,]+ bytes would be 10,000,000 in memory"):
+    with pytest.raises(CheckpointError, match=r"bomb\.ckpt is refused: it would become 10,000,000 bytes"):
         read_checkpoint(tmp_path / "bomb.ckpt")
 
 
@@ -232,7 +232,9 @@ def test_safetensors_of_others_have_no_hash(net: DIC, tmp_path: Path) -> None:
 
 def test_nested_metadata_is_refused(net: DIC, tmp_path: Path) -> None:
     (tmp_path / "deep.safetensors").write_bytes(save(net.state_dict(), {"dic_config": "[" * 100_000}))
-    with pytest.raises(CheckpointError, match=r"deep\.safetensors cannot be read: .* nested too deeply"):
+    with pytest.raises(
+        CheckpointError, match=r"deep\.safetensors .*cannot be read: .*damaged or incomplete.*RecursionError"
+    ):
         DIC.from_checkpoint(tmp_path / "deep.safetensors")
 
 

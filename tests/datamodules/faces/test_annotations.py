@@ -127,6 +127,29 @@ def test_what_is_wrong_with_a_row_of_the_csv_is_its_own(tmp_path: Path, folder: 
     assert f"{path}, line 5, point 0: could not convert string to float: 'left'" in _problem(files, "word")[1]
 
 
+@pytest.mark.parametrize("number", ["1_0", "\u0661", "\uff11"])
+def test_only_plain_digits_are_numbers(tmp_path: Path, number: str) -> None:
+    write_face(tmp_path, "a")
+    path = tmp_path / "a.pts"
+    path.write_text(path.read_text().replace("21.0", number, 1))
+    reason, message = _problem(find_faces(tmp_path), "a")
+    assert reason == "unreadable landmarks" and f"{path}, point 0: found {number!r}, expected two finite" in message
+
+
+def test_messages_do_not_repeat_long_files(tmp_path: Path) -> None:
+    write_face(tmp_path, "a")
+    path = tmp_path / "a.pts"
+    path.write_text(path.read_text().replace("21.0", "x" * 100_000, 1))
+    (tmp_path / "l.csv").write_text("x" * 100_000)
+    (tmp_path / "l.pkl").write_text("x" * 100_000)
+    messages = [_problem(find_faces(tmp_path), "a")[1]]
+    for name in ("l.csv", "l.pkl"):
+        with pytest.raises(ValueError) as refusal:
+            find_faces(tmp_path, tmp_path / name)
+        messages.append(str(refusal.value))
+    assert max(map(len, messages)) < 300 + len(str(tmp_path))
+
+
 def test_what_is_wrong_as_a_whole_is_an_error(tmp_path: Path, folder: Path) -> None:
     def refused(name: str, text: str = "") -> str:
         path = tmp_path / name
@@ -138,7 +161,7 @@ def test_what_is_wrong_as_a_whole_is_an_error(tmp_path: Path, folder: Path) -> N
 
     assert "landmarks not found: " in refused("none.csv")
     assert "l.txt, expected a .pkl or .csv file" in refused("l.txt", "a")
-    assert "l.csv, line 1: found 'name,x,y'..., expected name,x0,y0,...,x67,y67" in refused("l.csv", "name,x,y\n")
+    assert "l.csv, line 1: found 'name,x,y', expected name,x0,y0,...,x67,y67" in refused("l.csv", "name,x,y\n")
     assert "not a readable pickle" in refused("l.pkl", "name,x0")
     write_pkl(tmp_path / "l.pkl", {"a.jpg": points(), "a": points()})
     assert "two entries for the face 'a', the second is a; keep one of them" in refused("l.pkl")

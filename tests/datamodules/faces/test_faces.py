@@ -15,6 +15,7 @@ from datamodules.faces.batches import FaceDataset, complete_batch
 from datamodules.faces.datamodule import FaceLandmarkDataModule
 from datamodules.faces.packed import FaceSet, pack_faces
 from datamodules.faces.splits import hold_out, photograph
+from datamodules.image_folder import digest_of
 from datamodules.synthetic.writing import write_faces
 from models.heatmaps import heatmaps_to_landmarks, landmarks_to_heatmaps
 from models.resampling import resize_bicubic
@@ -39,7 +40,8 @@ def _same_faces(count: int) -> FaceSet:
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (1, 64, 64, 3), dtype=np.uint8).repeat(count, 0)
     landmarks = rng.uniform(10, 50, (1, 68, 2)).astype(np.float32).repeat(count, 0)
-    return FaceSet(["x"] * count, images, np.arange(count), landmarks, np.full(count, 64.0), ["0"] * count)
+    sides, digests = np.full(count, 64.0), [digest_of(images[0].tobytes())[:32]] * count
+    return FaceSet(["x"] * count, images, np.arange(count), landmarks, sides, digests)
 
 
 def test_mirroring_depends_on_seed_epoch_and_index_alone() -> None:

@@ -266,6 +266,54 @@ def test_damaged_folders_are_refused(tiny_faces: Path, tmp_path: Path, part: str
         open_faces(tmp_path / "out", 64, 1.3)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"names": "x" * 12},
+        {"names": list(range(12))},
+        {"digests": ["0"] * 11},
+        {"crop_sides": ["1"] * 12},
+        {"left_out": 3},
+        {"left_out": ["a"]},
+    ],
+    ids=str,
+)
+def test_a_senseless_manifest_is_refused(tiny_faces: Path, tmp_path: Path, change: dict[str, object]) -> None:
+    manifest = _prepare(tiny_faces, tmp_path / "out")
+    (tmp_path / "out" / "manifest.json").write_text(json.dumps(manifest | change))
+    with pytest.raises(ValueError, match=r"out is damaged.*; prepare it again"):
+        open_faces(tmp_path / "out", 64, 1.3)
+
+
+@pytest.mark.parametrize("part", ["images.npy", "landmarks.npy", "manifest.json"])
+def test_nothing_but_files_is_read(tiny_faces: Path, tmp_path: Path, part: str) -> None:
+    _prepare(tiny_faces, tmp_path / "out")
+    (tmp_path / "out" / part).unlink()
+    os.mkfifo(tmp_path / "out" / part)
+    with pytest.raises(ValueError, match=rf"out is damaged.*{part} is not a regular file"):
+        open_faces(tmp_path / "out", 64, 1.3)
+
+
+def test_a_deep_manifest_is_refused(tiny_faces: Path, tmp_path: Path) -> None:
+    _prepare(tiny_faces, tmp_path / "out")
+    (tmp_path / "out" / "manifest.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"out is damaged.*nested too deeply"):
+        open_faces(tmp_path / "out", 64, 1.3)
+
+
+def test_a_face_that_has_changed_is_named_when_it_is_read(tiny_faces: Path, tmp_path: Path) -> None:
+    names = _prepare(tiny_faces, tmp_path / "out")["names"]
+    path = tmp_path / "out" / "images.npy"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    faces = open_faces(tmp_path / "out", 64, 1.3)
+    others = faces.select(np.arange(12) != 11)
+    assert all(others.image(index).any() for index in range(11))
+    with pytest.raises(ValueError, match=rf"images\.npy is damaged: face {names[11]} has changed"):
+        faces.select(np.arange(12) == 11).image(0)
+
+
 def test_faces_of_384_pixels(tiny_faces: Path, tmp_path: Path) -> None:
     prepare([f"--faces={tiny_faces}", f"--out={tmp_path / 'out'}", "--hr_size=384", "--margin=1.5"])
     faces = open_faces(tmp_path / "out", 384, 1.5)

@@ -1,8 +1,6 @@
 """The data module: what it serves, and that it is the same however it is loaded."""
 
-import shutil
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,27 +12,11 @@ from torch import Tensor
 from comparison.figures import upscaled_faces
 from comparison.reading import Run
 from datamodules.ferplus.augmentation import FaceAugmentation
-from datamodules.ferplus.datamodule import FERPlusDataModule, load_split
+from datamodules.ferplus.datamodule import load_split
 from datamodules.ferplus.dataset import reduce_size
 from datamodules.upscalers import InterpolationUpscaler, Upscaler
-from tests.datamodules.ferplus.ferplus_writers import MIXED, Sample, face, votes, write_folders
-
-
-class Inverted(Upscaler):
-    """A cached upscaler that can be told from bilinear, and counts the images that it upscaled."""
-
-    name = "inverted"
-    cached = True
-
-    def __init__(self, version: int = 1) -> None:
-        self.version, self.count = version, 0
-
-    def __call__(self, images: Tensor) -> Tensor:
-        self.count += len(images)
-        return 256 - self.version - InterpolationUpscaler("bilinear")(images)
-
-    def fingerprint(self) -> str:
-        return f"inverted-{self.version}"
+from tests.datamodules.ferplus.ferplus_writers import face
+from tests.datamodules.ferplus.serving import Inverted, Rank, batches, module, same, served
 
 
 class Tinted(Upscaler):
@@ -48,41 +30,6 @@ class Tinted(Upscaler):
 
     def fingerprint(self) -> str:
         return "tinted"
-
-
-class Rank:
-    """What the data module asks of a trainer."""
-
-    def __init__(self, rank: int, world_size: int) -> None:
-        self.global_rank, self.world_size, self.current_epoch = rank, world_size, 0
-        self.strategy = SimpleNamespace(root_device=torch.device("cpu"))
-
-
-def module(root: Path, stage: str = "fit", **arguments: Any) -> FERPlusDataModule:
-    data = FERPlusDataModule(**{"root": str(root), "batch_size": 8, "num_workers": 0, "input_size": 48, **arguments})
-    data.prepare_data()
-    data.setup(stage)
-    return data
-
-
-def batches(data: FERPlusDataModule, epoch: int = 0, split: str = "train") -> list[dict[str, Tensor]]:
-    loader = getattr(data, f"{split}_dataloader")()
-    return served(data, loader, epoch)
-
-
-def served(data: FERPlusDataModule, loader: Any, epoch: int) -> list[dict[str, Tensor]]:
-    """Batches as they reach the network."""
-    loader.batch_sampler.sampler.set_epoch(epoch)
-    return [data.on_after_batch_transfer(batch, 0) for batch in loader]
-
-
-def same(one: list[dict[str, Tensor]], other: list[dict[str, Tensor]]) -> bool:
-    return all(torch.equal(a[name], b[name]) for a, b in zip(one, other, strict=True) for name in a)
-
-
-@pytest.fixture
-def few(tmp_path: Path) -> Path:
-    return write_folders(tmp_path, MIXED)
 
 
 def test_what_a_batch_holds(few: Path) -> None:
@@ -227,118 +174,6 @@ def test_training_order_is_drawn_from_seed_and_epoch(tiny_ferplus: Path) -> None
     assert order(0) == first != sorted(first)
     assert order(1) != first
     assert order(0, seed=1) != first
-
-
-def test_cached_upscaler_is_run_once_per_image(few: Path, tmp_path: Path) -> None:
-    upscaler = Inverted()
-    data = module(few, upscaler=upscaler, batch_size=3, augment=False, input_size=384)
-    assert upscaler.count == 0, "nothing is upscaled before a loader is asked for"
-    split = load_split(few, "train", "crossentropy")
-    (batch,) = batches(data)
-    assert upscaler.count == len(MIXED)  # a block holds them all
-    bilinear = InterpolationUpscaler("bilinear")(torch.from_numpy(split.images)[:, None])
-    assert torch.equal(batch["image"][:, :1], (255 - bilinear)[batch["index"]].float() / 255)
-    folder = data.cache_folder
-    assert folder == few / ".superfer_cache" / "upscaled" / f"inverted-1_{data.fingerprint}"
-    again = Inverted()
-    batches(module(few, upscaler=again, stage="test"), split="test")
-    assert again.count == 0
-    assert module(few, upscaler=Inverted(2)).cache_folder != folder
-    assert module(few).cache_folder is None
-    elsewhere = module(few, upscaler=Inverted(), cache_dir=str(tmp_path / "other")).cache_folder
-    assert elsewhere is not None
-    assert elsewhere.parent == tmp_path / "other"
-
-
-@pytest.fixture(scope="module")
-def blocks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """100 different images of each split, which lie in three blocks of 128."""
-    samples = [
-        Sample(usage, f"fer{split}{number:06d}.png", votes(fear=10), face(1000 * split + number))
-        for split, usage in enumerate(("Training", "PublicTest", "PrivateTest"))
-        for number in range(100)
-    ]
-    return write_folders(tmp_path_factory.mktemp("blocks"), samples)
-
-
-def made(cache: Path) -> list[int]:
-    """Numbers of the blocks in the only cache of a folder."""
-    return sorted(int(path.name[:5]) for path in cache.glob("*/*.npy"))
-
-
-def test_the_cache_is_filled_as_far_as_needed(blocks: Path, tmp_path: Path) -> None:
-    cached: dict[str, Any] = {"upscaler": Inverted(), "cache_dir": str(tmp_path)}
-    data = module(blocks, **cached)
-    data.train_dataloader()
-    assert made(tmp_path) == [0]
-    data.val_dataloader()
-    assert made(tmp_path) == [0, 1]
-    (batch,) = batches(module(blocks, stage="test", batch_size=100, **cached), split="test")
-    assert made(tmp_path) == [0, 1, 2]
-    expected = 255 - InterpolationUpscaler("bilinear")(torch.from_numpy(face(2099))[None, None])
-    assert torch.equal(
-        batch["image"][-1:], module(blocks).on_after_batch_transfer({"image": reduce_size(expected, 48)}, 0)["image"]
-    )
-
-
-def test_testing_on_another_split_fills_the_cache_for_that_split(blocks: Path, tmp_path: Path) -> None:
-    data = module(blocks, stage="test", test_split="val", upscaler=Inverted(), cache_dir=str(tmp_path))
-    assert sum(len(batch["index"]) for batch in batches(data, split="test")) == 100
-    assert made(tmp_path) == [0, 1]
-
-
-def test_the_upscale_command_fills_all_of_the_cache(blocks: Path, tmp_path: Path) -> None:
-    data = module(blocks, stage="predict", upscaler=Inverted(), cache_dir=str(tmp_path))
-    assert data.predict_dataloader() == []
-    assert made(tmp_path) == [0, 1, 2]
-
-
-def test_each_rank_makes_its_own_blocks_first(blocks: Path, tmp_path: Path) -> None:
-    class Stopped(Inverted):
-        """Stops after the first block."""
-
-        def __call__(self, images: Tensor) -> Tensor:
-            if made(cache):
-                raise KeyboardInterrupt
-            return super().__call__(images)
-
-    for rank in [0, 1, 2] * 2:  # a rank that is not told its number begins anywhere
-        cache = tmp_path / str(len(list(tmp_path.iterdir())))
-        data = module(blocks, stage="predict", upscaler=Stopped(), cache_dir=str(cache))
-        data.trainer = Rank(rank, 3)  # type: ignore[assignment]
-        with pytest.raises(KeyboardInterrupt):
-            data.predict_dataloader()
-        assert made(cache) == [rank]
-
-
-@pytest.mark.parametrize("other", ["generator", "data"])
-def test_blocks_of_another_generator_or_data_are_refused(other: str, tmp_path: Path) -> None:
-    """Even if somebody copies them into the folder of this one."""
-    samples = [Sample(usage, f"{usage}.png", votes(fear=10), face(5)) for usage in ("Training", "PublicTest")]
-    roots = [tmp_path / "one", tmp_path / "other"]
-    for root in roots:
-        root.mkdir()
-    write_folders(roots[0], samples)
-    write_folders(roots[1], [*samples[:1], samples[1]._replace(image=face(6))] if other == "data" else samples)
-    first = module(roots[0], batch_size=1, upscaler=Inverted())
-    first.train_dataloader()
-    second = module(roots[1], batch_size=1, upscaler=Inverted(2 if other == "generator" else 1), input_size=384)
-    assert first.cache_folder is not None and second.cache_folder is not None
-    shutil.copytree(first.cache_folder, second.cache_folder, dirs_exist_ok=True)
-    with pytest.warns(UserWarning, match="damaged, or of another cache; making the block again"):
-        (batch,) = batches(second, split="val")
-    face_, version = (6, 1) if other == "data" else (5, 2)
-    bilinear = InterpolationUpscaler("bilinear")(torch.from_numpy(face(face_))[None, None])
-    assert torch.equal(batch["image"][:, :1], (256 - version - bilinear).float() / 255)
-
-
-def test_upscaled_faces_by_name(few: Path) -> None:
-    names = ["fer0000009.png", "fer0000006.png"]  # one that no rule keeps, too
-    expected = InterpolationUpscaler("bilinear")(torch.from_numpy(np.stack([face(9), face(0)]))[:, None]).numpy()
-    assert np.array_equal(FERPlusDataModule(str(few)).faces("test", names), expected)
-    assert np.array_equal(FERPlusDataModule(str(few), Inverted()).faces("test", names), 255 - expected)
-    with pytest.raises(ValueError, match=r"the split 'val' has no image named 'fer0000006\.png'"):
-        FERPlusDataModule(str(few)).faces("val", names[1:])
 
 
 def test_faces_of_a_run_by_its_configuration(few: Path, tmp_path: Path) -> None:

@@ -193,6 +193,23 @@ BAD_KAGGLE = {
         lambda root: (root / "fer2013.csv").write_bytes(bytes(range(128, 256))),
         r"fer2013\.csv: not a readable CSV",
     ),
+    "digits of other scripts": (
+        edit_pixels(lambda pixels: ["\u0661", *pixels[1:]]),
+        PIXELS.format("pixels are not int"),
+    ),
+    "digits in groups": (edit_pixels(lambda pixels: ["1_0", *pixels[1:]]), PIXELS.format("pixels are not integers")),
+    "name of the folder above": (
+        lambda root: edit(root / "fer2013new.csv", "fer0000001.png", ".."),
+        r"fer2013new\.csv, line 3: Image name is '\.\.', expected a plain file name",
+    ),
+    "name of two lines": (
+        lambda root: edit(root / "fer2013new.csv", "fer0000001.png", '"fer\u2028.png"'),
+        r"fer2013new\.csv, line 3: Image name is 'fer\\u2028\.png', expected a plain file name",
+    ),
+    "no header": (
+        lambda root: edit(root / "fer2013.csv", "emotion,pixels,Usage\n", ""),
+        r"fer2013\.csv: the header is \['3', '\d+ .*, expected \['emotion'",
+    ),
     "a cell without end": (
         lambda root: (root / "fer2013.csv").write_text('emotion,pixels,Usage\n3,"' + "1 " * 200_000),
         r"fer2013\.csv: not a readable CSV file \(field larger",
@@ -209,6 +226,14 @@ def truncate(keep: int) -> Callable[[Path], None]:
     return lambda root: (root / PNG).write_bytes((root / PNG).read_bytes()[:keep])
 
 
+def pipe(name: str) -> Callable[[Path], None]:
+    def apply(root: Path) -> None:
+        (root / name).unlink()
+        os.mkfifo(root / name)
+
+    return apply
+
+
 def flip_byte(root: Path) -> None:
     data = bytearray((root / PNG).read_bytes())
     data[len(data) // 2] ^= 0xFF
@@ -221,6 +246,8 @@ BAD_FOLDERS = {
     "image of 16 bit": (save(np.zeros((48, 48), np.uint16)), rf"{PNG}: is 48x48 pixels of mode I;16"),
     "image of 1 bit": (save(np.zeros((48, 48), bool)), rf"{PNG}: is 48x48 pixels of mode 1,"),
     "truncated": (truncate(1500), rf"{PNG}: not a readable PNG"),
+    "end missing": (truncate(-20), rf"{PNG}: not a readable PNG file \(image file is truncated"),
+    "named pipe": (pipe(PNG), rf"{PNG}: not a readable PNG file \(.* is not a regular file"),
     "truncated in its header": (truncate(20), rf"{PNG}: not a readable PNG"),
     "empty image": (truncate(0), rf"{PNG}: not a readable PNG"),
     "flipped byte": (flip_byte, rf"{PNG}: not a readable PNG"),
