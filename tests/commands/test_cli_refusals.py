@@ -33,7 +33,7 @@ def nothing_may_start(monkeypatch: pytest.MonkeyPatch) -> None:
         ("--model.arhc=resnet18", "model: Option 'arhc' is not accepted; did you mean 'arch'?"),
         ("--model.optimizer.learn=1", "--optimizer.learn=1; did you mean 'optimizer.lr'?"),
         ("--model=lightning_modules.classifier.EmotionClassifer", "did you mean 'EmotionClassifier'?"),
-        ("--data.upscaler=bilinaer", "bilinear, bicubic, lanczos, an import path; did you mean 'bilinear'?"),
+        ("--data.upscaler=bilinaer", "bilinear, bicubic, an import path; did you mean 'bilinear'?"),
         ("--data.upscaler=datamodules.upscalers.DICUpscaler", "the following arguments are required: checkpoint"),
         ("--data.upscaler.color=gray", "data.upscaler.color is not accepted by what data.upscaler is now"),
         ("--trainer.max_epoch=3", "--trainer.max_epoch=3; did you mean 'trainer.max_epochs'?"),
