@@ -128,13 +128,8 @@ def move_faces(hr: Tensor, landmarks: Tensor, angle: Tensor, factor: Tensor, off
     """Rotate and scale faces about the centre of the image, then shift them; all in one bicubic interpolation.
 
     Beyond its border an image is continued by reflection, as in `datamodules.faces.cropping.crop_face`.
-
-    Args:
-        hr: uint8 B,3,H,H.
-        landmarks: float32 B,68,2, (x, y) in HR pixels.
-        angle: radians, B; positive turns from x towards y, clockwise as seen.
-        factor: of size, B.
-        offset: B,2, (x, y) in HR pixels.
+    Faces are uint8 B,3,H,H; landmarks B,68,2 and offsets B,2 (x, y) in HR pixels; angles B, in radians, clockwise as
+    seen; factors, B, those of the size.
     """
     side = hr.shape[-1]
     centre = complex(side - 1, side - 1) / 2  # points as x + iy: one factor rotates and scales, in full precision
@@ -154,14 +149,10 @@ def to_gray(images: Tensor) -> Tensor:
 
 
 def gaussian_blur(images: Tensor, sigma: Tensor, largest: float) -> Tensor:
-    """Blur every image with its own Gaussian, continued by repetition beyond the border.
+    """Blur every image, float B,C,h,h, with its own Gaussian, continued by repetition beyond the border.
 
-    A sum over shifted images: the result for one image does not depend on the others of its batch.
-
-    Args:
-        images: float B,C,h,h.
-        sigma: standard deviations in pixels, B, 0 to `largest`; 0 leaves the image as it is.
-        largest: determines the filter's size.
+    The standard deviations in pixels, B, are 0 to `largest`; 0 leaves the image as it is. As a sum over shifted images,
+    the result for one image does not depend on the others of its batch.
     """
     radius = math.ceil(3 * largest)
     steps = torch.arange(-radius, radius + 1, device=images.device)

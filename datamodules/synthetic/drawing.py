@@ -28,13 +28,9 @@ _EYEBALL, _TEETH, _MOUTH, _TONGUE = np.array([[0.95] * 3, [0.93, 0.91, 0.86], [0
 def render_face(
     size: int, emotion: str, intensity: float, rng: np.random.Generator
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
-    """Draw one face.
+    """Draw one face, with an emotion whose intensity is 0 (not visible) to 1 (full); all else is drawn from `rng`.
 
-    Args:
-        size: Side of the image in pixels, 16 to 2048. Generators in the same state give the same face at any size.
-        emotion: One of the eight classes.
-        intensity: Of the emotion, 0 (not visible) to 1 (full).
-        rng: Source of everything that varies: person, expression, pose, colours, light, camera.
+    Generators in the same state give the same face at any size, 16 to 2048 pixels.
 
     Returns:
         The image, uint8, size,size,3, RGB, and the 68 iBUG landmarks, float32, 68,2 (x, y), in pixels: 0 is the
