@@ -4,9 +4,6 @@ Losses as published: pixel (L1) x 1 and heatmap (MSE) x 0.1, both summed over th
 x 0.1 and adversarial x 0.005, both on the last step. The hourglass is frozen. In every batch the generator takes a
 step, then the discriminator, on the images that the generator made before its step.
 
-The authors' code counts the pixel loss of the last step T times, against their paper; here every step counts once, as
-in the stage before.
-
 Reference:
     Ma et al., CVPR 2020 (arXiv 2003.13063), sections 3.4 and 4.1.
 """

@@ -26,9 +26,6 @@ class Optimization:
             or `onecycle`, whose warm-up is half a cosine, too (Smith and Topin, 2018).
         warmup: fraction of the training in which the rate rises.
         milestones: batches after which `multistep` acts.
-
-    Raises:
-        ValueError: an argument is out of its range.
     """
 
     name: Literal["adam", "adamw", "sgd"] = "adam"
