@@ -9,14 +9,13 @@ They are drawn in the data set from (seed, epoch, index) alone, and applied to w
 Shapes: B batch, H = W high resolution, h = w = H / 8 low resolution.
 """
 
-import io
 import math
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn.functional import grid_sample, pad
+from torchvision.io import decode_jpeg, encode_jpeg
 
 from models.heatmaps import flip_landmarks
 from models.resampling import luma_bt601, round_levels
@@ -167,9 +166,5 @@ def gaussian_blur(images: Tensor, sigma: Tensor, largest: float) -> Tensor:
 
 def code_as_jpeg(images: Tensor, qualities: list[int]) -> Tensor:
     """Compress uint8 B,3,h,h images, each with its own quality (1 to 100), and read them again."""
-    coded = []
-    for image, quality in zip(images.permute(0, 2, 3, 1).cpu().numpy(), qualities, strict=True):
-        file = io.BytesIO()
-        Image.fromarray(image).save(file, "JPEG", quality=quality)
-        coded.append(np.array(Image.open(file)))
-    return torch.from_numpy(np.stack(coded)).permute(0, 3, 1, 2).to(images.device)
+    coded = [encode_jpeg(image, quality) for image, quality in zip(images.cpu(), qualities, strict=True)]
+    return torch.stack([decode_jpeg(image) for image in coded]).to(images.device)
