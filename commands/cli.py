@@ -7,6 +7,7 @@ from argparse import ArgumentError
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,7 +34,7 @@ from run_state.parser_words import tell
 from run_state.process_state import ProcessState
 from run_state.record import RunRecord, check_same_data
 from run_state.wandb_run import WandbMirror, WandbMode, wandb_mode
-from storage.reading import check_yaml
+from storage.reading import check_yaml, read_text
 
 Command = Literal["train", "test", "upscale"]
 _USAGE = {
@@ -119,6 +120,9 @@ class SuperFERCLI(LightningCLI):
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        for option, value in pairwise(part for word in args for part in word.split("=", 1)):
+            if option in ("--config", "-c") and Path(value).exists():
+                read_text(value)  # refuses what is not a regular file, which the parser would wait for
         try:
             super().parse_arguments(parser, args)
         except ArgumentError as error:

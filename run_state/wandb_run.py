@@ -235,7 +235,7 @@ def _results(folder: Path) -> dict[str, float]:
     figures = {}
     for path in sorted(folder.glob("metrics_*.json")):
         report = json.loads(path.read_text())
-        prefix = "test" if report["split"] == "test" else f"test_on_{report['split']}"
+        prefix = "test" if report["split"] == "test" else f"tested_on_{report['split']}"
         for subset, suffix in (("all", ""), ("without_train_duplicates", "_without_train_duplicates")):
             for name, value in report["rules"]["majority"][subset].items():
                 if isinstance(value, float):

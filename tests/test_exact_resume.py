@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from commands.train import train
+from lightning_modules.classifier import EmotionClassifier
 from storage.checkpoints import read_checkpoint
 from tests.stopping import KilledError
 from tests.tiny_runs import classifier_args, config, generator_options, read_csv
@@ -125,7 +126,11 @@ def test_training_counted_in_batches(
 
 @pytest.mark.parametrize("steps", [4, 6], ids=["epoch-end", "mid-epoch"])
 def test_only_the_best_checkpoint_is_left(
-    steps: int, tiny_ferplus: Path, tmp_path: Path, undisturbed: Callable[[str, Arguments], Path]
+    steps: int,
+    tiny_ferplus: Path,
+    tmp_path: Path,
+    undisturbed: Callable[[str, Arguments], Path],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It is written during a validation, if that is the best so far."""
     options = ["--trainer.val_check_interval=2"]
@@ -137,6 +142,7 @@ def test_only_the_best_checkpoint_is_left(
         for mode, best in (("min", min), ("max", max))
         if [row[name] for row in rows].index(best((row[name] for row in rows), key=float)) == len(rows) - 1
     )
+    monkeypatch.setattr(EmotionClassifier, "monitored", {monitor: mode})  # whichever way is better
     arguments = classifier(tiny_ferplus, *options, f"--best.monitor={monitor}", f"--best.mode={mode}")
     with pytest.raises(KilledError):
         train([*arguments(tmp_path), *stop(tmp_path, batches=steps + 1)])

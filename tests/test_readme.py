@@ -1,6 +1,7 @@
 """Every command of the pages for users is accepted, every Python block runs, and what they name is there."""
 
 import contextlib
+import json
 import re
 import shlex
 import sys
@@ -16,13 +17,13 @@ import yaml
 from PIL import Image
 
 import superfer
-from commands import compare, export, prepare, stages, synthetic
+from commands import compare, export, prepare, stages, synthetic, upload
 from commands.test import test as run_test
 from commands.train import train
 from commands.upscale import parse_options, upscale
 from datamodules.upscalers import InterpolationUpscaler
 from tests import benchmark_generator
-from tests.tiny_runs import REPOSITORY
+from tests.tiny_runs import REPOSITORY, run_record
 
 PAGES = [*sorted(REPOSITORY.glob("*.md")), *sorted(REPOSITORY.glob("docs/*.md")), REPOSITORY / "weights/README.md"]
 TEXT = "\n".join(page.read_text() for page in PAGES)
@@ -47,12 +48,15 @@ def commands() -> list[str]:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that stands for RUN: a configuration and an empty checkpoint. Read only."""
+    """A folder that stands for RUN: a configuration, a record and a checkpoint without weights. Read only."""
     folder = tmp_path_factory.mktemp("run")
     with (folder / "config.yaml").open("w") as file, contextlib.redirect_stdout(file), pytest.raises(SystemExit):
         train(["--config", str(REPOSITORY / "configs/classifier/bilinear.yaml"), "--print_config"])
+    record = run_record(folder)
+    (folder / "run.json").write_text(json.dumps(record))
     (folder / "checkpoints").mkdir()
-    torch.save({}, folder / "checkpoints" / "best.ckpt")
+    own = record | {"settings": yaml.safe_load((folder / "config.yaml").read_text())}
+    torch.save({"run": own, "global_step": 0, "epoch": 0, "loops": {}}, folder / "checkpoints" / "best.ckpt")
     return folder
 
 
@@ -87,6 +91,11 @@ def parse(name: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     elif name == "-m" and words[0] == "tests.benchmark_generator":
         monkeypatch.setattr(benchmark_generator, "measure", lambda _: {})
         benchmark_generator.main(words[1:])
+    elif name == "upload":
+        monkeypatch.setenv("WANDB_MODE", "offline")  # which the command changes
+        monkeypatch.setattr(upload, "send", lambda _: None)
+        monkeypatch.setattr(upload, "require_key", lambda: None)
+        upload.upload(words)
     elif name == "stages":
         monkeypatch.setattr(stages, "train", lambda args: parse("train", args, monkeypatch) or Path("earlier/run"))
         monkeypatch.setattr(stages, "last_figures", lambda _: {})

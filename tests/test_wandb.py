@@ -98,7 +98,7 @@ def test_offline_run_and_its_tests_are_one_run(
     assert stored.config["config"]["model"]["init_args"]["label_smoothing"] == 0.05
     assert "status" not in stored.config["run"] and stored.config["run"]["wandb_id"] == record["wandb_id"]
     report = json.loads((run / "metrics_test.json").read_text())["rules"]["majority"]
-    tested = {"test/acc": report["all"]["acc"], "test_on_val/acc": stored.summary["best/val/acc"]}
+    tested = {"test/acc": report["all"]["acc"], "tested_on_val/acc": stored.summary["best/val/acc"]}
     tested["test/acc_without_train_duplicates"] = report["without_train_duplicates"]["acc"]
     for name, value in (summary_of(run) | tested).items():
         assert stored.summary[name] == pytest.approx(value), name

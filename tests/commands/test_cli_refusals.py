@@ -68,6 +68,14 @@ def test_a_wrong_file_is_said_in_one_line(
     assert said.count("\n") == 1 and message in said
 
 
+def test_a_pipe_in_the_place_of_a_configuration(
+    tiny_ferplus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    args = classifier_args(tiny_ferplus, tmp_path / "runs", "--config", str(tmp_path / "pipe"))
+    assert "pipe is not a regular file" in refused(train, args, capsys)
+
+
 @pytest.mark.parametrize("command", [run_test, train, compare])
 @pytest.mark.parametrize("name", ["loop", "z" * 5000])
 def test_a_path_that_leads_nowhere(

@@ -139,7 +139,7 @@ def test_report_holds_the_values_that_the_predictions_give(pair: tuple[Path, Pat
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == OUTPUTS
     report = report_of(tmp_path / "out")
     assert report["rule"] == "majority"
-    assert report["data"] == {"label": "FER+", "synthetic": False, "fingerprint": "d" * 64}
+    assert report["data"] == {"label": "FER+", "synthetic": False, "fingerprint": "d" * 16}
 
     accuracy = one(report["accuracies"], arm="bilinear", split="test", images="all")
     expected = wilson_interval(28, 35)  # 40 images, 5 without majority, of the 8 wrong ones one has none
@@ -507,7 +507,7 @@ REFUSALS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "no cell": (lambda dic: _edit(dic / "predictions_test.csv", "0.65", "x"), "predictions_test.csv is damaged"),
     "short row": (lambda dic: _edit(dic / "predictions_test.csv", "0.65,", ""), "predictions_test.csv is damaged"),
-    "other data": (lambda dic: _edit(dic / "run.json", "d" * 64, "e" * 64), "data_fingerprint is dddddddddddd"),
+    "other data": (lambda dic: _edit(dic / "run.json", "d" * 16, "e" * 16), "data_fingerprint is dddddddddddd"),
     "synthetic": (lambda dic: _edit(dic / "run.json", '"synthetic": false', '"synthetic": true'), "synthetic is False"),
     "no seed": (
         lambda dic: _edit(dic / "run.json", '"seed": 0', '"seed": null'),

@@ -46,7 +46,7 @@ def test_one_process_at_a_time_trains_in_a_folder_and_a_killed_one_leaves_no_loc
         cwd=Path(__file__).parents[2],
     ) as other:
         assert other.stdout is not None and other.stdout.readline() == b"locked\n"
-        with pytest.raises(ValueError, match=rf"trained by process {other.pid} on .*; wait for it"), lock(tmp_path):
+        with pytest.raises(ValueError, match=rf"in use by process {other.pid} on .*; wait for it"), lock(tmp_path):
             pass
         (tmp_path / "run.json").write_text(json.dumps(run_record(tmp_path, status="running")))
         assert status(tmp_path) == "running"
