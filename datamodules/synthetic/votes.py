@@ -89,7 +89,8 @@ def _contents(count: int) -> list[tuple[Content, int]]:
     number[np.argsort(number - share)[: others - number.sum()]] += 1
     contents: list[tuple[Content, int]] = []
     for label, more in enumerate(number):
-        contents += [("clear", label)] * _CLEAR_PER_CLASS + [("face", label)] * more
+        contents += [("clear", label)] * _CLEAR_PER_CLASS
+        contents += [("face", label)] * more
     return contents + [("unclear", i % len(CLASSES)) for i in range(unclear)] + [("nothing", 0)] * nothing
 
 
