@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+NUM_FACES = 6
 HEADER = 12  # pixels above each panel, for its name
 FOUND_COLOUR, TRUE_COLOUR = (255, 40, 40), (40, 220, 40)
 
@@ -21,26 +22,22 @@ FOUND_COLOUR, TRUE_COLOUR = (255, 40, 40), (40, 220, 40)
 def compose_strip(
     panels: dict[str, Tensor], marked: Tensor, found: Tensor, true: Tensor, synthetic: bool = False
 ) -> NDArray[np.uint8]:
-    """Put the pictures of one face side by side.
+    """Put the pictures of one face side by side: uint8 HEADER + H, (number of panels + 1) * H, 3, RGB.
 
     Args:
         panels: uint8 3,H,H by title; smaller ones, whose sides divide H, are repeated pixel by pixel.
         marked: uint8 3,H,H, the picture to draw the landmarks on.
-        found: 68,2, (x, y) in HR pixels.
-        true: 68,2, in HR pixels.
+        found: landmarks 68,2, (x, y) in HR pixels.
+        true: the same, as annotated.
         synthetic: label the HR face as synthetic.
-
-    Returns:
-        uint8 HEADER + H, (number of panels + 1) * H, 3, RGB.
     """
     panels = panels | {"landmarks": marked}
     side = marked.shape[-1]
     strip = Image.new("RGB", (side * len(panels), side + HEADER))
     draw = ImageDraw.Draw(strip)
     for column, (title, picture) in enumerate(panels.items()):
-        times = side // picture.shape[-1]
-        enlarged = picture.repeat_interleave(times, 1).repeat_interleave(times, 2)
-        strip.paste(Image.fromarray(enlarged.permute(1, 2, 0).cpu().numpy()), (column * side, HEADER))
+        image = Image.fromarray(picture.permute(1, 2, 0).cpu().numpy())
+        strip.paste(image.resize((side, side), Image.Resampling.NEAREST), (column * side, HEADER))
         label = f"{title}, synthetic data" if synthetic and title == "HR" else title
         draw.text((column * side + 2, 0), label, fill="white")
     last, dot = side * (len(panels) - 1), side // 128  # dots of 2 x 2 pixels at 128
@@ -52,36 +49,24 @@ def compose_strip(
 
 
 class FaceStrip(L.Callback):
-    """Write strips of the same validation faces after every validation.
+    """Write strips of the same validation faces, spread evenly over the set, after every validation.
 
     For modules whose `validation_step` returns `panels`, `marked` and `landmarks`, as `GeneratorTask`'s does. They make
     one contact sheet, `<run folder>/faces/batch_<number>.png`. With several processes each contributes its own faces,
     and rank 0 writes.
-
-    Args:
-        num_faces: how many, spread evenly over the faces that are validated.
     """
 
-    def __init__(self, num_faces: int = 6) -> None:
-        if num_faces < 1:
-            raise ValueError(f"num_faces is {num_faces}, expected at least 1")
-        self.num_faces = num_faces
+    def __init__(self) -> None:
         self._strips: dict[str, NDArray[np.uint8]] = {}
 
     def on_validation_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,  # Lightning's type for this admits nothing that could be indexed
-        batch: dict[str, Tensor],
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        data = trainer.datamodule  # type: ignore[attr-defined]
+        data = trainer.datamodule
         names = data.val_set.faces.names
-        loader: Any = trainer.val_dataloaders
-        served = min(len(names), int(trainer.num_val_batches[0]) * loader.batch_size * trainer.world_size)
-        chosen = {position * served // self.num_faces for position in range(self.num_faces)}
+        batch_size = trainer.val_dataloaders.batch_size * trainer.world_size
+        served = min(len(names), int(trainer.num_val_batches[0]) * batch_size)
+        chosen = {position * served // NUM_FACES for position in range(NUM_FACES)}
         for row, index in enumerate(batch["index"].tolist()):
             if index in chosen and not trainer.sanity_checking:
                 self._strips[names[index]] = compose_strip(

@@ -9,9 +9,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
+from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from datamodules.labels import CLASSES
 
+NUM_FACES = 24
 SIDE, HEADER = 96, 24  # pixels of a face, and above it for two lines of text
 CELL, MARGIN = 58, 64  # pixels of a cell of the confusion matrix, and for the names of its rows and columns
 RIGHT_COLOUR, WRONG_COLOUR = "lightgreen", "salmon"
@@ -23,15 +25,9 @@ class PredictionSheet(L.Callback):
     `<run folder>/faces/batch_<number>.png` shows the faces whose true emotion was given the least probability: wrong
     ones first, the surest of them at the top. `<run folder>/confusion/batch_<number>.png` is the confusion matrix. For
     modules whose `validation_step` returns `index`, `label` and `probability`, as `EmotionClassifier`'s does.
-
-    Args:
-        num_faces: how many faces to show.
     """
 
-    def __init__(self, num_faces: int = 24) -> None:
-        if num_faces < 1:
-            raise ValueError(f"num_faces is {num_faces}, expected at least 1")
-        self.num_faces = num_faces
+    def __init__(self) -> None:
         self._seen: list[dict[str, Tensor]] = []
 
     def on_validation_batch_end(
@@ -52,7 +48,7 @@ class PredictionSheet(L.Callback):
             torch.cat([batch[name] for batch in batches]) for name in ("index", "label", "probability")
         )
         data = trainer.datamodule  # type: ignore[attr-defined]
-        worst = _worst_first(label, probability)[: self.num_faces]
+        worst = _worst_first(label, probability)[:NUM_FACES]
         faces = data.datasets["val"].__getitems__([(trainer.current_epoch, int(i)) for i in index[worst]])["image"]
         sheets = {
             "faces": draw_faces(faces, label[worst], probability[worst], data.synthetic),
@@ -74,14 +70,7 @@ def _worst_first(label: Tensor, probability: Tensor) -> Tensor:
 def draw_faces(faces: Tensor, label: Tensor, probability: Tensor, synthetic: bool) -> NDArray[np.uint8]:
     """Put faces, uint8 B,C,S,S, into rows of eight; above each its label, and the prediction with its probability.
 
-    Args:
-        faces: what the network saw.
-        label: int64 B.
-        probability: B,8.
-        synthetic: say so in the first line of every face.
-
-    Returns:
-        uint8 H,W,3, RGB.
+    Labels are int64 B, probabilities B,8; the sheet is uint8 H,W,3, RGB, and says of every face if it is synthetic.
     """
     columns = min(8, len(faces))
     sheet = Image.new("RGB", (columns * SIDE, -(-len(faces) // columns) * (SIDE + HEADER)))
@@ -98,17 +87,12 @@ def draw_faces(faces: Tensor, label: Tensor, probability: Tensor, synthetic: boo
 
 
 def draw_confusion(label: Tensor, found: Tensor) -> NDArray[np.uint8]:
-    """Draw a confusion matrix: rows are labels, columns predictions; cells are counts, shaded by the row's share.
+    """Draw a confusion matrix, uint8 H,W,3, RGB, of labels and predictions, int64 N.
 
-    Args:
-        label: int64 N.
-        found: int64 N.
-
-    Returns:
-        uint8 H,W,3, RGB.
+    Rows are labels, columns predictions; cells are counts, shaded by the row's share.
     """
     count = len(CLASSES)
-    counts = torch.bincount(label * count + found, minlength=count * count).reshape(count, count)
+    counts = multiclass_confusion_matrix(found, label, count)
     shares = counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
     sheet = Image.new("RGB", (MARGIN + count * CELL, HEADER + count * CELL), "white")
     draw = ImageDraw.Draw(sheet)

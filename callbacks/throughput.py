@@ -16,25 +16,20 @@ class Throughput(L.Callback):
     used, without its workers. Both are those of the process that is worst off. Validation is not counted.
     """
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._restart()
-
-    def _restart(self) -> None:
+    def on_train_start(self, *_: Any) -> None:
         self._batches, self._busy, self._waited = 0, 0.0, 0.0
         self._free_since = time.monotonic()
 
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, *_: Any) -> None:
         self._began = time.monotonic()
         self._waited += self._began - self._free_since
 
-    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+    def on_train_batch_end(self, *_: Any) -> None:
         self._free_since = time.monotonic()
         self._busy += self._free_since - self._began
         self._batches += 1
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_validation_end(self, *_: Any) -> None:
         self._free_since = time.monotonic()
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -44,11 +39,10 @@ class Throughput(L.Callback):
             worst = {"perf/data_wait": self._waited / seconds, "perf/peak_memory_gb": _peak_memory(pl_module.device)}
             pl_module.log("perf/images_per_s", images / seconds)
             pl_module.log_dict(worst, reduce_fx="max", sync_dist=True)
-        self._restart()
+        self.on_train_start()
 
 
-def _peak_memory(device: torch.device) -> float:
-    """Return GB."""
+def _peak_memory(device: torch.device) -> float:  # GB
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9

@@ -188,9 +188,9 @@ class SuperFERCLI(LightningCLI):
         torch.set_float32_matmul_precision("high")
         config = self.config.clone()
         if not follow_weights:
-            for name, value in INITIAL_WEIGHTS.items():
+            for name in INITIAL_WEIGHTS:
                 if name in config.model.init_args:
-                    config.model.init_args[name] = value
+                    config.model.init_args[name] = None
         self.config_init = self.parser.instantiate(config)
         self.datamodule, self.model = self.config_init.data, self.config_init.model
 

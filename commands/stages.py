@@ -9,13 +9,13 @@ Minutes are those of everything, batches those before the last validation.
 """
 
 import argparse
-import csv
 import time
 from pathlib import Path
 
 from commands.console import Parser
 from commands.ending import orderly
 from commands.train import train
+from comparison.reading import read_metrics
 
 STAGES = ("hourglass", "dic", "dicgan")
 
@@ -38,24 +38,9 @@ def arguments(stage: str, earlier: Path | None, options: argparse.Namespace, ove
     return [*given, *overrides]
 
 
-def last_figures(run: Path) -> dict[str, float]:
-    """Return the figures of a run's last validation, and how far it came."""
-    with (run / "metrics.csv").open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row.get("val/nme_interocular")]
-    if not rows:  # no validation was reached
-        return {}
-    return {"batches": int(rows[-1]["step"]) + 1} | {
-        name: float(rows[-1][name]) for name in SHOWN if rows[-1].get(name)
-    }
-
-
 @orderly()
 def stages(args: list[str] | None = None) -> dict[str, Path]:
-    """Parse the command line, train, print a table.
-
-    Returns:
-        Run folders by stage.
-    """
+    """Parse the command line, train, print a table; return the run folders by stage."""
     parser = Parser(prog="superfer stages", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--size", choices=("published", "small"), default="published", help="default: published")
     parser.add_argument("--hr_size", type=int, default=128, help="side of the HR faces, px (default: 128)")
@@ -67,9 +52,10 @@ def stages(args: list[str] | None = None) -> dict[str, Path]:
     for stage in STAGES:
         began = time.monotonic()
         runs[stage] = train(arguments(stage, next(reversed(runs.values()), None), options, overrides))
-        minutes, figures = (time.monotonic() - began) / 60, last_figures(runs[stage])
-        cells = [f"{figures[name]:.4g}" if name in figures else "" for name in SHOWN]
-        batches = str(figures.get("batches", ""))
+        minutes, logged = (time.monotonic() - began) / 60, read_metrics(runs[stage] / "metrics.csv", SHOWN)
+        last = {name: points[-1] for name, points in logged.items()}  # nothing if no validation was reached
+        batches = str(max((step + 1 for _, step, _ in last.values()), default=""))
+        cells = [f"{last[name][2]:.4g}" if name in last else "" for name in SHOWN]
         lines += [f"| {' | '.join([stage, f'{minutes:.1f}', batches, *cells, str(runs[stage])])} |"]
         print("\n".join(lines), flush=True)  # after every stage: a later one may fail
     return runs

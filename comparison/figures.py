@@ -30,10 +30,7 @@ _DRAWN_SPLITS: tuple[Split, ...] = ("train", "val")
 
 
 def upscaled_faces(run: Run, split: Split, names: list[str]) -> np.ndarray:
-    """Return faces as the arm of a finished run saw them, before the reduction to its input size.
-
-    Returns:
-        uint8 N,384,384, or N,384,384,3 where the arm has colours.
+    """Return faces as the arm of a finished run saw them, uint8 N,384,384 or, where it has colours, N,384,384,3.
 
     Raises:
         ValueError: The configuration, the data or a name is wrong.
@@ -59,10 +56,7 @@ def choose_faces(predictions: Sequence[Predictions], rule: Rule, count: int) -> 
     """Choose faces in turn: one that one arm alone gets right (per arm), one that all get right, one that none does.
 
     Within a kind, the class shown least comes first, then a fixed random order: the choice is reproducible and not one
-    of looks. A face without a label under the rule is not shown.
-
-    Returns:
-        At most `count` row numbers, in the order of the kinds.
+    of looks. A face without a label under the rule is not shown. The row numbers are in the order of the kinds.
     """
     labels = predictions[0].labels[rule]
     right = np.stack([p.right(rule) for p in predictions])

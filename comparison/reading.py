@@ -155,7 +155,7 @@ def _check_pair(one: Run, other: Run) -> None:
 def _read_split(folder: Path, split: Split, run_id: str) -> Predictions:
     """Read the predictions of a test, and refuse results that are not of them, or not of this run."""
     metrics_path, path = folder / f"metrics_{split}.json", folder / f"predictions_{split}.csv"
-    metrics, rows = _read_mapping(metrics_path), _read(path)
+    metrics, rows = _read(metrics_path), _read(path)
     try:
         tested = metrics["checkpoint"]
         checkpoint = (folder / "checkpoints" / "x").with_name(str(tested["name"]))
@@ -182,13 +182,6 @@ def _read_split(folder: Path, split: Split, run_id: str) -> Predictions:
             found = f"{name} is {metrics.get(name)!r}, expected {expected!r}"
             raise ValueError(f"{metrics_path} does not match {of}: {found}; test the run again")
     return predictions
-
-
-def _read_mapping(path: Path) -> dict[str, Any]:
-    content = _read(path)
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, expected key: value pairs")
-    return content
 
 
 def _read(path: Path) -> Any:

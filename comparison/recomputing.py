@@ -16,11 +16,7 @@ _TOLERANCE = 1e-6  # float32 rounding of a share; one image of 30,000 is 3e-5
 
 
 def check_figures(runs: Sequence[Run]) -> None:
-    """Refuse results whose figures are not those of their predictions.
-
-    Raises:
-        ValueError: A figure differs.
-    """
+    """Refuse with a ValueError results whose figures are not those of their predictions."""
     for run in runs:
         for (split, found), rule, subset in itertools.product(run.tested.items(), RULES, SUBSETS):
             labels = np.where(found.counted(rule, subset), found.labels[rule], -1)

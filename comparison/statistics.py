@@ -47,12 +47,9 @@ def wilson_interval(correct: int, total: int) -> Estimate:
 def paired_bootstrap(first: np.ndarray, second: np.ndarray) -> Estimate:
     """Return the mean of `second - first` over images with the bootstrap's percentile interval, in [-1, 1].
 
+    Both are N scores in [0, 1], one per image, in the same order: the share of an arm's runs that were right.
     Drawing n images with replacement only decides how often each distinct difference is drawn, and these counts are
     multinomial: all resamples are one call over the few distinct values (-1, 0, 1 for one run per arm).
-
-    Args:
-        first: N scores in [0, 1], one per image: the share of an arm's runs that were right.
-        second: N scores of the other arm, of the same images in the same order.
     """
     difference = np.asarray(second, dtype=np.float64) - first
     # Shares such as 2/3 - 1/3 differ in their last bits; rounding merges equal differences.

@@ -28,12 +28,9 @@ def _checkpoints(runs: Sequence[Run]) -> Iterator[Unlikeness]:
         if len(set(steps.values())) > 1:
             shown = ", ".join(f"{split} at step {step}" for split, step in steps.items())
             yield "checkpoint", f"the splits of {run.folder} were not tested with one checkpoint: {shown}; test again."
-        changed = [split for split, found in run.tested.items() if found.is_stale]
+        changed = ", ".join(split for split, found in run.tested.items() if found.is_stale)
         if changed:
-            yield (
-                "checkpoint",
-                f"{run.folder} has another checkpoint since it was tested on {', '.join(changed)}; test again.",
-            )
+            yield "checkpoint", f"{run.folder} has another checkpoint since it was tested on {changed}; test again."
 
 
 def _ends(runs: Sequence[Run]) -> Iterator[Unlikeness]:

@@ -9,17 +9,13 @@ from typing import Literal, get_args
 import numpy as np
 
 CLASSES = ("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt")
-
 VOTE_COLUMNS = (*CLASSES, "unknown", "NF")  # NF: not a face
 
 Split = Literal["train", "val", "test"]
-
 SPLITS: tuple[Split, ...] = get_args(Split)
-
 SPLIT_TITLES: dict[Split, str] = {"train": "training", "val": "validation", "test": "test"}
 
 LabelMode = Literal["majority", "crossentropy", "probability", "multi_target"]
-
 LABEL_MODES: tuple[str, ...] = get_args(LabelMode)
 
 _UNKNOWN = len(CLASSES)  # index of the first of the two entries that are not emotions
@@ -53,15 +49,10 @@ def _target(votes: np.ndarray, mode: str) -> np.ndarray:
 
 
 def process_votes(votes: np.ndarray, mode: LabelMode) -> tuple[np.ndarray, np.ndarray]:
-    """Turn votes into targets.
+    """Turn votes, integers N,10 in the order of `VOTE_COLUMNS`, into `kept`, bool N, and `targets`, float32 N,8.
 
-    Args:
-        votes: Integers N,10 in the order of `VOTE_COLUMNS`.
-        mode: How votes become targets; `probability` has the targets of `crossentropy`, from which training draws.
-
-    Returns:
-        `kept`, bool N, and `targets`, float32 N,8: rows of kept images sum to 1 (multi_target: each kept class 1, the
-        others 0.001), rows of dropped images are zero.
+    Rows of kept images sum to 1 (multi_target: each kept class 1, the others 0.001), rows of dropped images are zero.
+    `probability` has the targets of `crossentropy`, from which training draws.
     """
     if mode not in LABEL_MODES:
         raise ValueError(f"label_mode is {mode!r}, expected one of {', '.join(LABEL_MODES)}")

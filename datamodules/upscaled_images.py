@@ -97,13 +97,7 @@ def _draw(image: SourceImage, levels: Tensor, heatmaps: Tensor | None) -> list[I
 
 
 def draw_landmarks(levels: Tensor, heat: Tensor, landmarks: Tensor) -> Image.Image:
-    """Lay heatmaps and landmarks over a face.
-
-    Args:
-        levels: uint8 C,H,W.
-        heat: float32 H/4,W/4, [0, 1]; its pixel u stands for pixel 4u of the face (see `models.heatmaps`).
-        landmarks: float32 68,2, (x, y) in pixels of the face.
-    """
+    """Lay heatmaps, float32 H/4,W/4 in [0, 1], and landmarks, 68,2 (x, y) in its pixels, over a face, uint8 C,H,W."""
     opacity = HEAT_OPACITY * upscale_heatmaps(heat[None, None])[0, 0, :, :, None]  # H,W,1
     face = levels.expand(3, -1, -1).permute(1, 2, 0).float()
     mixed = (1 - opacity) * face + opacity * torch.tensor(HEAT_COLOUR)

@@ -8,10 +8,8 @@ from abc import ABC, abstractmethod
 from functools import cached_property
 from typing import Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from models.bfloat16 import check_bfloat16
@@ -19,7 +17,7 @@ from models.dic import DIC, SCALE
 from models.resampling import luma_bt601, round_levels
 from run_state.folder import find_checkpoint
 
-Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+Interpolation = Literal["nearest", "bilinear", "bicubic"]
 
 # Mean gray levels between bfloat16 and float32: good generators have 0.04, one on wrong kernels 0.6.
 MOST_BY_ROUNDING = 0.25
@@ -59,11 +57,7 @@ def upscale_faces(upscaler: Upscaler, images: Tensor) -> Tensor:
 
 
 class InterpolationUpscaler(Upscaler):
-    """Interpolate gray levels to eight times the size, rounded to uint8.
-
-    Nearest, bilinear and bicubic are PyTorch's (`align_corners=False`; the bicubic kernel has a = -0.75), Lanczos is
-    Pillow's, with three lobes.
-    """
+    """Interpolate as PyTorch does (`align_corners=False`; the bicubic kernel has a = -0.75), rounded to uint8."""
 
     def __init__(self, mode: Interpolation = "bilinear") -> None:
         self.mode = self.name = mode
@@ -72,11 +66,6 @@ class InterpolationUpscaler(Upscaler):
         return self.name
 
     def __call__(self, images: Tensor) -> Tensor:
-        if self.mode == "lanczos":
-            faces = images[:, 0].cpu().numpy()
-            size = (faces.shape[2] * SCALE, faces.shape[1] * SCALE)
-            large = [np.asarray(Image.fromarray(face).resize(size, Image.Resampling.LANCZOS)) for face in faces]
-            return torch.from_numpy(np.stack(large))[:, None].to(images.device)
         return round_levels(F.interpolate(images.float(), scale_factor=SCALE, mode=self.mode))
 
 
@@ -147,6 +136,4 @@ class DICUpscaler(Upscaler):
     def check_finite(self, results: Tensor) -> None:
         """Refuse what a broken generator returns."""
         if not results.isfinite().all():
-            raise UpscalerError(
-                f"{self.checkpoint}: the generator returned numbers that are not finite; is it trained?"
-            )
+            raise UpscalerError(f"{self.checkpoint}: the generator returned numbers that are not finite; untrained?")

@@ -22,11 +22,7 @@ class Task(L.LightningModule):
     optimizer: Optimization
 
     def check(self, data: L.LightningDataModule, trainer: L.Trainer) -> None:
-        """Refuse, before anything starts, data or settings of the trainer that cannot work.
-
-        Raises:
-            ValueError: with what does not fit.
-        """
+        """Refuse with a ValueError, before anything starts, data or settings of the trainer that cannot work."""
         if self.optimizer.needs_end:
             check_end(trainer)
 

@@ -33,7 +33,6 @@ class EmotionClassifier(Task):
 
     Args:
         in_channels: 1 takes the first channel (all are equal in gray images), 3 all of them.
-        weights: `imagenet` starts from torchvision's weights, which are downloaded on first use.
         loss: `multi_target` for the label mode of that name, `crossentropy` for the others.
         label_smoothing: share of the uniform distribution in the targets.
         mixup: parameter alpha of mixup (Zhang et al., ICLR 2018); 0 is none.
@@ -46,7 +45,6 @@ class EmotionClassifier(Task):
         self,
         arch: Literal["resnet18", "resnet34", "resnet50"] = "resnet18",
         in_channels: Literal[1, 3] = 1,
-        weights: Literal["none", "imagenet"] = "none",
         loss: Literal["crossentropy", "multi_target"] = "crossentropy",
         optimizer: Optimization = SGD_COSINE,
         label_smoothing: float = 0.05,
@@ -61,7 +59,7 @@ class EmotionClassifier(Task):
             raise ValueError("loss is multi_target, expected label_smoothing 0 and mixup 0")
         self.in_channels, self.loss, self.optimizer = in_channels, loss, optimizer
         self.label_smoothing, self.mixup, self.mirror = label_smoothing, mixup, mirror
-        net = resnet(arch, NUM_CLASSES, in_channels, pretrained=weights == "imagenet")
+        net = resnet(arch, NUM_CLASSES, in_channels)
         self.net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.train_acc = MulticlassAccuracy(NUM_CLASSES, average="micro")
         self.train_loss = MeanMetric(nan_strategy="disable")

@@ -8,7 +8,6 @@ Reference:
     Ma et al., CVPR 2020 (arXiv 2003.13063), section 3.4.
 """
 
-import math
 import warnings
 
 from torch import Tensor
@@ -17,7 +16,7 @@ from torch.optim import Optimizer
 from lightning_modules.generator import PUBLISHED, GeneratorTask, load_weights
 from lightning_modules.optimization import Optimization
 from models.dic import DIC
-from models.losses import dic_losses
+from models.losses import HEATMAP_WEIGHT, dic_losses
 
 
 class DICModule(GeneratorTask):
@@ -28,7 +27,6 @@ class DICModule(GeneratorTask):
         hourglass_weights: run folder or checkpoint of the hourglass stage, whose network becomes the generator's.
         freeze_hourglass: optimiser steps for which a trained hourglass stays as it is. Published: 2,000 on CelebA,
             20,000 on Helen.
-        heatmap_weight: of the heatmap loss; the pixel loss has weight 1.
         compile: have `torch.compile` translate the network; pays on GPUs in long trainings.
     """
 
@@ -39,18 +37,15 @@ class DICModule(GeneratorTask):
         hourglass_weights: str | None = None,
         freeze_hourglass: int = 0,
         optimizer: Optimization = PUBLISHED,
-        heatmap_weight: float = 0.1,
         compile: bool = False,
     ) -> None:
-        for name, value in {"heatmap_weight": heatmap_weight, "freeze_hourglass": freeze_hourglass}.items():
-            if not 0 <= value < math.inf:
-                raise ValueError(f"{name} is {value}, expected 0 or more")
+        if freeze_hourglass < 0:
+            raise ValueError(f"freeze_hourglass is {freeze_hourglass}, expected 0 or more")
         super().__init__(net, initial_weights, optimizer, compile)
         if hourglass_weights is not None:
             load_weights(self.net.HG, "hourglass_weights", hourglass_weights)
             self.untrained = False
         self.freeze_hourglass = freeze_hourglass
-        self.heatmap_weight = heatmap_weight
 
     def on_train_start(self) -> None:
         if self.untrained and self.freeze_hourglass and self.trainer.global_step == 0:
@@ -63,7 +58,7 @@ class DICModule(GeneratorTask):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         images, heatmaps = self(batch["lr"])
         pixel, heatmap = dic_losses(images, heatmaps, self.target(batch), batch["heatmaps"])
-        total = pixel + self.heatmap_weight * heatmap
+        total = pixel + HEATMAP_WEIGHT * heatmap
         self.log_losses({"g/pixel": pixel, "g/heatmap": heatmap, "g/total": total})
         return total
 

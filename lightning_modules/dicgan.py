@@ -4,9 +4,6 @@ Losses as published: pixel (L1) x 1 and heatmap (MSE) x 0.1, both summed over th
 x 0.1 and adversarial x 0.005, both on the last step. The hourglass is frozen. In every batch the generator takes a
 step, then the discriminator, on the images that the generator made before its step.
 
-The authors' code counts the pixel loss of the last step T times, against their paper; here every step counts once, as
-in the stage before.
-
 Reference:
     Ma et al., CVPR 2020 (arXiv 2003.13063), sections 3.4 and 4.1.
 """
@@ -23,7 +20,7 @@ from lightning_modules.generator import GeneratorTask
 from lightning_modules.optimization import Optimization
 from models.dic import DIC
 from models.light_cnn import LightCNN
-from models.losses import HourglassFeatures, adversarial_loss, dic_losses, perceptual_loss
+from models.losses import HEATMAP_WEIGHT, HourglassFeatures, adversarial_loss, dic_losses, perceptual_loss
 from run_state.lightning_internals import expect_unused_parameters
 
 PUBLISHED = Optimization(lr=1e-4, schedule="multistep", milestones=(10_000, 20_000, 40_000))
@@ -40,7 +37,6 @@ class DICGANModule(GeneratorTask):
         perceptual: network whose feature maps are compared, for instance `models.losses.VGG19Features`; None takes the
             generator's own hourglass, which knows faces and needs no file.
         optimizer: for both networks.
-        heatmap_weight: of the heatmap loss; the pixel loss has weight 1.
         perceptual_weight: of the perceptual loss; 0 skips it.
         compile: have `torch.compile` translate the generator.
     """
@@ -54,13 +50,12 @@ class DICGANModule(GeneratorTask):
         initial_weights: str | None = None,
         perceptual: nn.Module | None = None,
         optimizer: Optimization = PUBLISHED,
-        heatmap_weight: float = 0.1,
         perceptual_weight: float = 0.1,
         adversarial_weight: float = 0.005,
         compile: bool = False,
     ) -> None:
         super().__init__(net, initial_weights, optimizer, compile)
-        self.weights = {"pixel": 1.0, "heatmap": heatmap_weight}
+        self.weights = {"pixel": 1.0, "heatmap": HEATMAP_WEIGHT}
         self.weights |= {"perceptual": perceptual_weight, "adversarial": adversarial_weight}
         for name, weight in self.weights.items():
             if not 0 <= weight < math.inf:

@@ -93,7 +93,3 @@ class HourglassModule(FaceTask):
         strongest = upscale_heatmaps(heatmaps.amax(dim=1, keepdim=True))
         panels = {"HR": batch["hr"], "heatmaps": to_uint8(strongest.expand(-1, 3, -1, -1))}
         return {"panels": panels, "marked": batch["hr"], "landmarks": decode(heatmaps)}
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store the network's sizes."""
-        checkpoint["hourglass_config"] = dict(self.net.config)

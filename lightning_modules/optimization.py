@@ -22,35 +22,24 @@ class Optimization:
         name: `adam`, `adamw`, or `sgd` with Nesterov momentum 0.9.
         lr: highest learning rate.
         weight_decay: of convolutions and linear layers; biases, normalisation and slopes have none.
-        betas: decay rates of the moments of `adam` and `adamw`.
-        schedule: after the warm-up, `constant`; `cosine`, falling to 0; `multistep`, multiplied by `gamma` at each
-            milestone; or `onecycle`, whose warm-up is half a cosine, too (Smith and Topin, 2018).
+        schedule: after the warm-up, `constant`; `cosine`, falling to 0; `multistep`, halved at each milestone;
+            or `onecycle`, whose warm-up is half a cosine, too (Smith and Topin, 2018).
         warmup: fraction of the training in which the rate rises.
         milestones: batches after which `multistep` acts.
-        gamma: factor of `multistep`.
-
-    Raises:
-        ValueError: an argument is out of its range.
     """
 
     name: Literal["adam", "adamw", "sgd"] = "adam"
     lr: float = 1e-4
     weight_decay: float = 0.0
-    betas: tuple[float, float] = (0.9, 0.999)
     schedule: Literal["constant", "cosine", "onecycle", "multistep"] = "constant"
     warmup: float = 0.0
     milestones: tuple[int, ...] = ()
-    gamma: float = 0.5
 
     def __post_init__(self) -> None:
         if not 0 < self.lr < math.inf:
             raise ValueError(f"optimizer.lr is {self.lr}, expected a positive number")
         if not 0 <= self.weight_decay < math.inf:
             raise ValueError(f"optimizer.weight_decay is {self.weight_decay}, expected 0 or more")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"optimizer.betas are {self.betas}, expected 0 up to, but not including, 1")
-        if not 0 < self.gamma < math.inf:
-            raise ValueError(f"optimizer.gamma is {self.gamma}, expected a positive number")
         if not 0 <= self.warmup < 1:
             raise ValueError(f"optimizer.warmup is {self.warmup}, expected 0 up to, but not including, 1")
 
@@ -65,12 +54,9 @@ class Optimization:
         if self.weight_decay:
             decayed, others = ([p for p in groups if (p.ndim > 1) is large] for large in (True, False))
             groups = [{"params": decayed, "weight_decay": self.weight_decay}, {"params": others}]
-        optimizer: torch.optim.Optimizer
-        if self.name == "sgd":
-            optimizer = torch.optim.SGD(groups, lr=self.lr, momentum=0.9, nesterov=True)
-        else:
-            kind = torch.optim.Adam if self.name == "adam" else torch.optim.AdamW
-            optimizer = kind(groups, lr=self.lr, betas=self.betas, weight_decay=0.0)
+        kinds: dict[str, Any] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
+        momentum = {"momentum": 0.9, "nesterov": True} if self.name == "sgd" else {}
+        optimizer = kinds[self.name](groups, lr=self.lr, weight_decay=0.0, **momentum)
         length = max(1, trainer.estimated_stepping_batches) if self.needs_end else math.inf
         return optimizer, LambdaLR(optimizer, lambda step: self.factor(step, length))
 
@@ -87,7 +73,7 @@ class Optimization:
         if self.schedule == "cosine":
             return _half_cosine(1, 0, min(1.0, (done - self.warmup) / (1 - self.warmup)))
         if self.schedule == "multistep":
-            return self.gamma ** sum(step >= milestone for milestone in self.milestones)
+            return 0.5 ** sum(step >= milestone for milestone in self.milestones)
         return 1.0
 
 

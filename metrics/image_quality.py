@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d
 
-BORDER = 8
 _LUMA_WEIGHTS, _LUMA_OFFSET = (65.481, 128.553, 24.966), 16.0  # of R, G, B in [0, 1]
 _WINDOW_SIZE, _WINDOW_SIGMA = 11, 1.5
+BORDER = 8
+SMALLEST = 2 * BORDER + _WINDOW_SIZE  # pixels
 
 
 def luma(images: Tensor) -> Tensor:
@@ -31,21 +32,18 @@ def luma(images: Tensor) -> Tensor:
 
 
 def psnr_y(prediction: Tensor, target: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of each image, in dB, on luma with a peak of 255.
-
-    Returns:
-        float32 B; infinite for identical images.
+    """Peak signal-to-noise ratio of each image, in dB, on luma (peak 255): float32 B, infinite if they are equal.
 
     Raises:
         TypeError: the images are not uint8.
-        ValueError: they are not B,3,H,W, their shapes differ, or nothing is left inside the border.
+        ValueError: they are not B,3,H,W, their shapes differ, or they have fewer than `SMALLEST` pixels along a side.
     """
-    return _psnr(*_inner(luma(prediction), luma(target), smallest=1))
+    return _psnr(*_inner(luma(prediction), luma(target)))
 
 
 def psnr_rgb(prediction: Tensor, target: Tensor) -> Tensor:
     """As `psnr_y`, the error taken over the three channels of RGB together."""
-    return _psnr(*_inner(_channels(prediction), _channels(target), smallest=1))
+    return _psnr(*_inner(_channels(prediction), _channels(target)))
 
 
 def ssim_y(prediction: Tensor, target: Tensor) -> Tensor:
@@ -54,12 +52,12 @@ def ssim_y(prediction: Tensor, target: Tensor) -> Tensor:
     Equals `skimage.metrics.structural_similarity(..., gaussian_weights=True, sigma=1.5, data_range=255,
     use_sample_covariance=False)`, and Wang's Matlab code without its down-sampling. float32 B, at most 1.
     """
-    return _ssim(*_inner(luma(prediction), luma(target), smallest=_WINDOW_SIZE))
+    return _ssim(*_inner(luma(prediction), luma(target)))
 
 
 def ssim_rgb(prediction: Tensor, target: Tensor) -> Tensor:
     """As `ssim_y`, the mean of the values of the three channels of RGB."""
-    return _ssim(*_inner(_channels(prediction), _channels(target), smallest=_WINDOW_SIZE))
+    return _ssim(*_inner(_channels(prediction), _channels(target)))
 
 
 def _channels(images: Tensor) -> Tensor:
@@ -71,16 +69,15 @@ def _channels(images: Tensor) -> Tensor:
     return images.double()
 
 
-def _inner(prediction: Tensor, target: Tensor, smallest: int) -> tuple[Tensor, Tensor]:
+def _inner(prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Check the shapes and cut off the border."""
     if prediction.shape != target.shape:
         raise ValueError(
-            f"prediction has shape {tuple(prediction.shape)}, expected {tuple(target.shape)}, that of the target"
+            f"prediction has shape {tuple(prediction.shape)}, expected the target's, {tuple(target.shape)}"
         )
     height, width = target.shape[-2:]
-    if min(height, width) - 2 * BORDER < smallest:
-        raise ValueError(
-            f"images are {height} x {width} pixels, expected {smallest} x {smallest} or more inside the border"
-        )
+    if min(height, width) < SMALLEST:
+        raise ValueError(f"images are {height} x {width} pixels, expected {SMALLEST} x {SMALLEST} or more")
     inner = (..., slice(BORDER, -BORDER), slice(BORDER, -BORDER))
     return prediction[inner], target[inner]
 
@@ -92,8 +89,7 @@ def _psnr(prediction: Tensor, target: Tensor) -> Tensor:
 
 def _ssim(x: Tensor, y: Tensor) -> Tensor:
     # Variances are differences of large squares, which float32 would not resolve in flat regions; these are float64.
-    window = _gaussian_window(x)
-    mean_x, mean_y, mean_xx, mean_yy, mean_xy = (_blur(image, window) for image in (x, y, x * x, y * y, x * y))
+    mean_x, mean_y, mean_xx, mean_yy, mean_xy = (_blur(image) for image in (x, y, x * x, y * y, x * y))
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
     covariance = mean_xy - mean_x * mean_y
     variances = mean_xx - mean_x.square() + mean_yy - mean_y.square()
@@ -102,14 +98,10 @@ def _ssim(x: Tensor, y: Tensor) -> Tensor:
     return (numerator / denominator).mean(dim=(1, 2, 3)).float()
 
 
-def _gaussian_window(like: Tensor) -> Tensor:
-    offsets = torch.arange(_WINDOW_SIZE, device=like.device, dtype=like.dtype) - _WINDOW_SIZE // 2
-    weights = torch.exp(-offsets.square() / (2 * _WINDOW_SIGMA**2))
-    return weights / weights.sum()
-
-
-def _blur(images: Tensor, window: Tensor) -> Tensor:
-    """Separable filter, only where the window fits: B,C,H,W -> B,C,H-10,W-10."""
+def _blur(images: Tensor) -> Tensor:
+    """Filter with a Gaussian window, only where it fits: B,C,H,W -> B,C,H-10,W-10."""
+    offsets = torch.arange(_WINDOW_SIZE, device=images.device, dtype=images.dtype) - _WINDOW_SIZE // 2
+    window = torch.softmax(-offsets.square() / (2 * _WINDOW_SIGMA**2), dim=0)
     planes = images.flatten(0, 1)[:, None]
     blurred = conv2d(conv2d(planes, window.view(1, 1, 1, -1)), window.view(1, 1, -1, 1))
     return blurred.unflatten(0, images.shape[:2])[:, :, 0]

@@ -9,8 +9,6 @@ Source: Sagonas et al., 300 Faces in-the-Wild Challenge: The First Facial Landma
 
 from torch import Tensor
 
-OUTER_EYE_CORNERS = (36, 45)
-
 
 def nme_interocular(prediction: Tensor, target: Tensor) -> Tensor:
     """Return the mean distance between predicted and true landmarks of each face, over the true inter-ocular distance.
@@ -24,8 +22,7 @@ def nme_interocular(prediction: Tensor, target: Tensor) -> Tensor:
         raise ValueError(
             f"landmarks have shapes {tuple(prediction.shape)} and {tuple(target.shape)}, expected (batch, 68, 2) twice"
         )
-    first, second = OUTER_EYE_CORNERS
-    interocular = (target[:, first] - target[:, second]).norm(dim=-1)
+    interocular = (target[:, 36] - target[:, 45]).norm(dim=-1)
     if (interocular == 0).any():
         bad = int((interocular == 0).nonzero()[0])
         raise ValueError(f"face {bad} of the batch: outer eye corners (points 36 and 45) coincide, NME is undefined")

@@ -15,13 +15,10 @@ TOLERANCE = 0.05  # of the relative error: rounding alone gives less than 0.01
 
 @torch.no_grad()
 def check_bfloat16(network: nn.Module) -> None:
-    """Refuse a network some layer of which the CPU computes wrongly in bfloat16; takes some hundredths of a second.
+    """Refuse with a ValueError a network some layer of which the CPU computes wrongly in bfloat16.
 
     Compares every distinct strided convolution and its transpose, each of which is the other's gradient, with float32
-    on random numbers. The global random state is left alone.
-
-    Raises:
-        ValueError: a result is off by more than rounding explains.
+    on random numbers, in some hundredths of a second. The global random state is left alone.
     """
     generator, seen = torch.Generator().manual_seed(0), set()
     for name, layer in network.named_modules():

@@ -38,15 +38,8 @@ FLIP_INDEX: tuple[int, ...] = (
 def landmarks_to_heatmaps(landmarks: Tensor, size: int, sigma: float = 1.0) -> Tensor:
     """Draw one Gaussian per landmark, with value 1 at the (sub-pixel) landmark itself.
 
-    The Gaussian is the product of a row and a column, so 2 * S exponentials per landmark replace S * S of them.
-
-    Args:
-        landmarks: float B,K,2, (x, y) in heatmap pixels; may lie outside the heatmap.
-        size: S.
-        sigma: standard deviation in heatmap pixels.
-
-    Returns:
-        B,K,S,S in [0, 1].
+    float B,K,2, (x, y) in heatmap pixels, as is `sigma` -> B,K,S,S in [0, 1], S `size`. The Gaussian is the product
+    of a row and a column, so 2 * S exponentials per landmark replace S * S of them.
     """
     grid = torch.arange(size, device=landmarks.device, dtype=landmarks.dtype)
     profile = torch.exp(-((grid - landmarks[..., None]) ** 2) / (2 * sigma**2))  # B,K,2,S
@@ -54,18 +47,12 @@ def landmarks_to_heatmaps(landmarks: Tensor, size: int, sigma: float = 1.0) -> T
 
 
 def heatmaps_to_landmarks(heatmaps: Tensor, subpixel: bool) -> Tensor:
-    """Find the peak of every heatmap.
+    """Find the peak of every heatmap: float B,K,S,S, of any range -> float32 B,K,2, (x, y) in heatmap pixels.
 
     The sub-pixel decoder fits a Gaussian to the peak and its two neighbours along each axis (a parabola through their
     logarithms): exact for the heatmaps of `landmarks_to_heatmaps`, and at most half a pixel away from the peak for any
     other. Along an axis on whose border the peak lies there is no second neighbour, and the peak itself is returned.
-
-    Args:
-        heatmaps: float B,K,S,S, any range; the network's own heatmaps may be negative in places.
-        subpixel: False gives the plain arg-max.
-
-    Returns:
-        float32 B,K,2, (x, y) in heatmap pixels.
+    Without `subpixel` it is the plain arg-max.
     """
     height, width = heatmaps.shape[-2:]
     peak = heatmaps.flatten(-2).argmax(-1)
@@ -81,10 +68,8 @@ def heatmaps_to_landmarks(heatmaps: Tensor, subpixel: bool) -> Tensor:
 
 def _parabola_offset(logs: Tensor, peak: Tensor, position: Tensor, step: int, length: int) -> Tensor:
     """Vertex, relative to the peak, of the parabola along one axis; all B,K except `logs`, B,K,S*S."""
-    last = logs.shape[-1] - 1
-    before, centre, after = (
-        logs.gather(-1, (peak + shift).clamp(0, last)[..., None])[..., 0] for shift in (-step, 0, step)
-    )
+    places = torch.stack([peak - step, peak, peak + step], dim=-1).clamp(0, logs.shape[-1] - 1)
+    before, centre, after = logs.gather(-1, places).unbind(-1)
     curvature = 2 * centre - before - after  # >= 0, because the centre is the maximum
     offset = (after - before) / (2 * curvature.clamp_min(1e-6))
     inside = (position > 0) & (position < length - 1)

@@ -8,9 +8,11 @@ from torchvision.models import VGG19_Weights, vgg19
 
 from models.dic import denormalise
 from models.hourglass import FeedbackHourglass
-from models.resnet import IMAGENET_MEAN, IMAGENET_STD, Normalised
+from models.resnet import Normalised
 
 VGG_LAYERS = 35  # up to conv5_4, without its activation
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+HEATMAP_WEIGHT = 0.1  # as published; the pixel loss has weight 1
 
 
 def soft_cross_entropy(logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:

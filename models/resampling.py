@@ -28,14 +28,9 @@ def luma_bt601(rgb: Tensor) -> Tensor:
 
 
 def resize_bicubic(images: Tensor, size: int) -> Tensor:
-    """Resize square 8-bit images with PIL's (antialiased, a = -0.5) bicubic filter.
+    """Resize images with PIL's (antialiased, a = -0.5) bicubic filter, to larger or smaller squares.
 
-    Args:
-        images: uint8 B,C,H,W.
-        size: side of the result in pixels; may be smaller or larger than the input.
-
-    Returns:
-        uint8 B,C,size,size, within one grey level of PIL's result.
+    uint8 B,C,H,W -> uint8 B,C,size,size, within one grey level of PIL's result.
     """
     if images.dtype != torch.uint8:
         raise TypeError(f"images are {images.dtype}, expected uint8")

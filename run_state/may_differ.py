@@ -42,7 +42,7 @@ MAY_DIFFER: dict[str, str] = {
 NEVER_ON_RESUME = "trainer.max_steps"  # Lightning would leave out the rest of the epoch that was the last
 # Weights to start from. A resumed or tested run keeps these settings but does not follow them: its checkpoint has all
 # weights, and the files may be gone. (Frozen features from a file are read again.)
-INITIAL_WEIGHTS = {"initial_weights": None, "hourglass_weights": None, "weights": "none"}
+INITIAL_WEIGHTS = ("initial_weights", "hourglass_weights")
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -19,7 +19,7 @@ import yaml
 from run_state.checkpoints import RunCheckpoint
 from run_state.folder import find_checkpoint
 from run_state.identity import read_record, sha256
-from run_state.may_differ import flatten
+from run_state.may_differ import INITIAL_WEIGHTS, flatten
 from run_state.preemption import PreemptedError, StoppedError
 from run_state.wandb_run import wandb_identity
 from storage.atomic import write_atomically
@@ -84,7 +84,7 @@ class RunRecord(L.Callback):
         config = self._settings
         weights = {
             name: earlier.get(name) if checkpoint else _identify(config["model"].get("init_args", {}).get(name))
-            for name in ("initial_weights", "hourglass_weights")
+            for name in INITIAL_WEIGHTS
         }
         start = {
             "started": _now(),

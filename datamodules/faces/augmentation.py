@@ -9,14 +9,13 @@ They are drawn in the data set from (seed, epoch, index) alone, and applied to w
 Shapes: B batch, H = W high resolution, h = w = H / 8 low resolution.
 """
 
-import io
 import math
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn.functional import grid_sample, pad
+from torchvision.io import decode_jpeg, encode_jpeg
 
 from models.heatmaps import flip_landmarks
 from models.resampling import luma_bt601, round_levels
@@ -128,13 +127,8 @@ def move_faces(hr: Tensor, landmarks: Tensor, angle: Tensor, factor: Tensor, off
     """Rotate and scale faces about the centre of the image, then shift them; all in one bicubic interpolation.
 
     Beyond its border an image is continued by reflection, as in `datamodules.faces.cropping.crop_face`.
-
-    Args:
-        hr: uint8 B,3,H,H.
-        landmarks: float32 B,68,2, (x, y) in HR pixels.
-        angle: radians, B; positive turns from x towards y, clockwise as seen.
-        factor: of size, B.
-        offset: B,2, (x, y) in HR pixels.
+    Faces are uint8 B,3,H,H; landmarks B,68,2 and offsets B,2 (x, y) in HR pixels; angles B, in radians, clockwise as
+    seen; factors, B, those of the size.
     """
     side = hr.shape[-1]
     centre = complex(side - 1, side - 1) / 2  # points as x + iy: one factor rotates and scales, in full precision
@@ -154,14 +148,10 @@ def to_gray(images: Tensor) -> Tensor:
 
 
 def gaussian_blur(images: Tensor, sigma: Tensor, largest: float) -> Tensor:
-    """Blur every image with its own Gaussian, continued by repetition beyond the border.
+    """Blur every image, float B,C,h,h, with its own Gaussian, continued by repetition beyond the border.
 
-    A sum over shifted images: the result for one image does not depend on the others of its batch.
-
-    Args:
-        images: float B,C,h,h.
-        sigma: standard deviations in pixels, B, 0 to `largest`; 0 leaves the image as it is.
-        largest: determines the filter's size.
+    The standard deviations in pixels, B, are 0 to `largest`; 0 leaves the image as it is. As a sum over shifted images,
+    the result for one image does not depend on the others of its batch.
     """
     radius = math.ceil(3 * largest)
     steps = torch.arange(-radius, radius + 1, device=images.device)
@@ -176,9 +166,5 @@ def gaussian_blur(images: Tensor, sigma: Tensor, largest: float) -> Tensor:
 
 def code_as_jpeg(images: Tensor, qualities: list[int]) -> Tensor:
     """Compress uint8 B,3,h,h images, each with its own quality (1 to 100), and read them again."""
-    coded = []
-    for image, quality in zip(images.permute(0, 2, 3, 1).cpu().numpy(), qualities, strict=True):
-        file = io.BytesIO()
-        Image.fromarray(image).save(file, "JPEG", quality=quality)
-        coded.append(np.array(Image.open(file)))
-    return torch.from_numpy(np.stack(coded)).permute(0, 3, 1, 2).to(images.device)
+    coded = [encode_jpeg(image, quality) for image, quality in zip(images.cpu(), qualities, strict=True)]
+    return torch.stack([decode_jpeg(image) for image in coded]).to(images.device)

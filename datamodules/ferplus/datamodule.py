@@ -64,7 +64,7 @@ class FERPlusDataModule(ResumableDataModule):
 
     Args:
         root: Folder with the data; layouts in `datamodules.ferplus.table`.
-        upscaler: `nearest`, `bilinear`, `bicubic` or `lanczos`, or an `Upscaler` such as `DICUpscaler`.
+        upscaler: `nearest`, `bilinear` or `bicubic`, or an `Upscaler` such as `DICUpscaler`.
         label_mode: How votes become training targets.
         batch_size: Images in a batch over all devices.
         input_size: Side S of the images served, 8 to 384 pixels; below 384 they are reduced with antialiasing.

@@ -12,6 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 import numpy.typing as npt
+from scipy.interpolate import CubicHermiteSpline
 
 from datamodules.synthetic import shape
 from datamodules.synthetic.shape import Points
@@ -28,13 +29,9 @@ _EYEBALL, _TEETH, _MOUTH, _TONGUE = np.array([[0.95] * 3, [0.93, 0.91, 0.86], [0
 def render_face(
     size: int, emotion: str, intensity: float, rng: np.random.Generator
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
-    """Draw one face.
+    """Draw one face, with an emotion whose intensity is 0 (not visible) to 1 (full); all else is drawn from `rng`.
 
-    Args:
-        size: Side of the image in pixels, 16 to 2048. Generators in the same state give the same face at any size.
-        emotion: One of the eight classes.
-        intensity: Of the emotion, 0 (not visible) to 1 (full).
-        rng: Source of everything that varies: person, expression, pose, colours, light, camera.
+    Generators in the same state give the same face at any size, 16 to 2048 pixels.
 
     Returns:
         The image, uint8, size,size,3, RGB, and the 68 iBUG landmarks, float32, 68,2 (x, y), in pixels: 0 is the
@@ -109,11 +106,9 @@ class FaceCanvas:
 
 def smooth_curve(points: Points) -> Points:
     """Return a Catmull-Rom spline, 6N-5,2, that passes through the points N,2 and so keeps the landmarks exact."""
-    p = np.concatenate([2 * points[:1] - points[1:2], points, 2 * points[-1:] - points[-2:-1]])[:, None]
-    t = np.arange(6)[:, None] / 6
-    weights = (-t + 2 * t**2 - t**3, 2 - 5 * t**2 + 3 * t**3, t + 4 * t**2 - 3 * t**3, t**3 - t**2)
-    pieces = sum(0.5 * w * p[i : len(points) - 1 + i] for i, w in enumerate(weights))
-    return np.concatenate([np.reshape(pieces, (-1, 2)), points[-1:]])
+    along = np.arange(len(points))
+    spline = CubicHermiteSpline(along, points, np.gradient(points, axis=0))
+    return np.asarray(spline(np.linspace(0, along[-1], 6 * len(points) - 5)))
 
 
 def _bytes(colour: Points) -> npt.NDArray[np.uint8]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.spatial.transform import Rotation
 
 Points = npt.NDArray[Any]  # float64, ...,2 or ...,3
 
@@ -136,17 +137,9 @@ def face_landmarks(head: Head, expression: Expression) -> Points:
 
 def project(points: Points, pose: Pose) -> Points:
     """Project N,3 face units to N,2 image widths: 0 and 1 are the outer edges of the image."""
-    turned = (points - _HEAD_CENTRE) @ _rotation(pose).T
+    turned = Rotation.from_euler("ZYX", [pose.roll, pose.yaw, pose.pitch]).apply(points - _HEAD_CENTRE)
     nearer = 1.0 / (1.0 - _PERSPECTIVE * turned[:, 2:])
     return np.asarray(turned[:, :2] * nearer * pose.scale + np.array([pose.x, pose.y]))
-
-
-def _rotation(pose: Pose) -> Points:
-    cos, sin = np.cos, np.sin
-    yaw = np.array([[cos(pose.yaw), 0, sin(pose.yaw)], [0, 1, 0], [-sin(pose.yaw), 0, cos(pose.yaw)]])
-    pitch = np.array([[1, 0, 0], [0, cos(pose.pitch), -sin(pose.pitch)], [0, sin(pose.pitch), cos(pose.pitch)]])
-    roll = np.array([[cos(pose.roll), -sin(pose.roll), 0], [sin(pose.roll), cos(pose.roll), 0], [0, 0, 1]])
-    return np.asarray(roll @ yaw @ pitch)
 
 
 def _jaw(head: Head, expression: Expression) -> Points:

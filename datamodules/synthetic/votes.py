@@ -89,19 +89,18 @@ def _contents(count: int) -> list[tuple[Content, int]]:
     number[np.argsort(number - share)[: others - number.sum()]] += 1
     contents: list[tuple[Content, int]] = []
     for label, more in enumerate(number):
-        contents.extend([("clear", label)] * _CLEAR_PER_CLASS)
-        contents.extend([("face", label)] * more)
-    contents += [("unclear", index % len(CLASSES)) for index in range(unclear)]
-    return contents + [("nothing", 0)] * nothing
+        contents += [("clear", label)] * _CLEAR_PER_CLASS
+        contents += [("face", label)] * more
+    return contents + [("unclear", i % len(CLASSES)) for i in range(unclear)] + [("nothing", 0)] * nothing
 
 
 def _votes(content: Content, label: int, intensity: float, rng: np.random.Generator) -> tuple[int, ...]:
     """Draw ten votes: the weaker the expression, the more go to what it may be mistaken for."""
     if content == "clear":
         dissent = int(rng.integers(0, 3))
-        votes = np.append(rng.multinomial(dissent, _CONFUSION[label] / _CONFUSION[label].sum()), [0, 0])
+        votes = rng.multinomial(dissent, _CONFUSION[label] / _CONFUSION[label].sum())
         votes[label] += NUM_VOTES - dissent
-        return tuple(votes.tolist())
+        return (*votes.tolist(), 0, 0)
     chances = np.zeros(len(VOTE_COLUMNS))
     if content == "nothing":
         chances[-2:] = 0.2, 0.8

@@ -4,11 +4,10 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 from PIL import Image
 
-from callbacks.prediction_sheet import CELL, HEADER, MARGIN, SIDE, PredictionSheet, draw_confusion, draw_faces
+from callbacks.prediction_sheet import CELL, HEADER, MARGIN, SIDE, draw_confusion, draw_faces
 from commands.test import test as run_test
 from commands.train import train
 from datamodules.ferplus import FERPlusDataModule
@@ -62,8 +61,3 @@ def test_faces_lie_in_rows_of_eight() -> None:
     for place in range(9):
         row, column = divmod(place, 8)
         assert (sheet[(row + 1) * (SIDE + HEADER) - 1, column * SIDE + 9] == place * 20).all()
-
-
-def test_no_faces_is_refused() -> None:
-    with pytest.raises(ValueError, match="num_faces is 0, expected at least 1"):
-        PredictionSheet(0)

@@ -1,5 +1,7 @@
 """Random changes of faces: landmarks follow the pixels, and everything is what it says it is."""
 
+import io
+
 import numpy as np
 import pytest
 import torch
@@ -137,6 +139,9 @@ def test_jpeg_has_the_quality_that_was_drawn() -> None:
     worst, best = (augmentation.degrade(lr, draws(4, jpeg=value), None) for value in (0.0, 1.0))
     assert torch.equal(worst, code_as_jpeg(lr, [20] * 4)) and torch.equal(best, code_as_jpeg(lr, [100] * 4))
     assert torch.equal(augmentation.degrade(lr, draws(4), None), code_as_jpeg(lr, [60] * 4))
+    file = io.BytesIO()
+    Image.fromarray(lr[0].permute(1, 2, 0).numpy()).save(file, "JPEG", quality=20)
+    assert np.array_equal(worst[0].permute(1, 2, 0), Image.open(file))
     assert (worst.float() - lr.float()).abs().mean() > 3 * (best.float() - lr.float()).abs().mean() > 0
     assert torch.equal(worst[:, 0], worst[:, 1]) and torch.equal(worst[:, 0], worst[:, 2])  # gray stays gray
 

@@ -70,10 +70,10 @@ def test_data_that_a_command_cannot_use_is_refused_at_once(few: Path, tmp_path_f
 def test_command_line_builds_the_module(few: Path) -> None:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(FERPlusDataModule, "data")
-    arguments = [f"--data.root={few}", "--data.upscaler=lanczos", "--data.augmentation=FaceAugmentation",
+    arguments = [f"--data.root={few}", "--data.upscaler=bicubic", "--data.augmentation=FaceAugmentation",
                  "--data.augmentation.rotation=5"]  # fmt: skip
     data = parser.instantiate(parser.parse_args(arguments)).data
-    assert data.upscaler.name == "lanczos"
+    assert data.upscaler.name == "bicubic"
     assert isinstance(data.augmentation, FaceAugmentation)
     assert not data.synthetic
 
