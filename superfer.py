@@ -22,7 +22,6 @@ VERBS = {
     "upload": "send runs to W&B that were trained offline, killed, or tested",
     "prepare": "cut faces out around their landmarks, for training generators",
     "export": "write a generator's weights for other programs",
-    "stages": "train all stages of a generator, one after the other",
     "demo": "run the whole comparison on built-in synthetic faces",
 }
 USAGE = "usage: superfer VERB [OPTION ...]\n\n" + "\n".join(f"  {verb:<8} {does}" for verb, does in VERBS.items())
