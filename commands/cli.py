@@ -22,7 +22,7 @@ from callbacks.finite_gradients import FiniteGradients
 from callbacks.prediction_report import PredictionReport
 from callbacks.text_progress import TextProgress
 from callbacks.throughput import Throughput
-from commands.console import keep_freed_memory
+from commands.libraries import keep_freed_memory
 from commands.ranges import check_batches, check_ranges
 from models.bfloat16 import check_bfloat16
 from run_state.checkpoints import AtomicCheckpointIO, LatestCheckpoint, RunCheckpoint

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from commands.cli import SuperFERCLI
-from commands.console import Parser, finishing, print_upload, quieten, refusals
-from commands.ending import orderly
+from commands.ending import Parser, finishing, orderly, print_upload, refusals
+from commands.libraries import quieten
 from run_state.checkpoints import RunCheckpoint, read_own
 from run_state.folder import find_checkpoint, find_run
 from run_state.identity import read_record

@@ -10,8 +10,8 @@ from pathlib import Path
 from lightning.pytorch.utilities import rank_zero_only
 
 from commands.cli import SuperFERCLI
-from commands.console import Parser, finishing, quieten, refusals, refuse
-from commands.ending import orderly
+from commands.ending import Parser, finishing, orderly, refusals, refuse
+from commands.libraries import quieten
 from run_state.checkpoints import newest_intact
 from run_state.folder import NEWEST_FIRST, can_go_on, find_checkpoint, find_run, lock, newest_run, only_auto
 from run_state.identity import detach_copy, read_record

@@ -19,8 +19,8 @@ import torch
 from torch.multiprocessing.spawn import ProcessExitedException, spawn
 from tqdm import tqdm
 
-from commands.console import Parser, keep_freed_memory, quieten, refusals, refuse
-from commands.ending import fail, importing, orderly
+from commands.ending import Parser, fail, importing, orderly, refusals, refuse
+from commands.libraries import keep_freed_memory, quieten
 from datamodules.image_folder import MAX_PIXELS, UpscaleTask, find_tasks, largest_first, list_images, read_batches
 from datamodules.upscaled_images import check_origins, is_upscaled, upscale_batch, write_upscaled
 from datamodules.upscalers import DICUpscaler, UpscalerError

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from commands.cli import SuperFERCLI
-from commands.console import refusals
+from commands.ending import refusals
 from comparison.reading import read_runs
 from comparison.recomputing import check_figures
 from datamodules.faces.annotations import FaceError, find_faces, read_pts
