@@ -15,9 +15,10 @@ from commands.libraries import quieten
 from run_state.checkpoints import newest_intact
 from run_state.folder import NEWEST_FIRST, can_go_on, find_checkpoint, find_run, lock, newest_run, only_auto
 from run_state.identity import detach_copy, read_record
-from run_state.may_differ import read_config, refuse_changes
+from run_state.may_differ import refuse_changes
 from run_state.metrics_csv import cut_back
 from storage.atomic import remove_leftovers
+from storage.reading import read_mapping
 
 
 @orderly()
@@ -50,7 +51,7 @@ def train(args: Sequence[str] | None = None) -> Path:
                 detach_copy(run)
             checkpoint = newest_intact(run) if run else None
             if run:
-                before = checkpoint.settings if checkpoint else read_config(run)
+                before = checkpoint.settings if checkpoint else read_mapping(run / "config.yaml")
                 refuse_changes(run, before, cli.settings, "resume", options.allow_change)
             trainer = cli.build(run, checkpoint)
             folder = Path(trainer.default_root_dir)

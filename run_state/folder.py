@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from run_state.identity import original_of, read_record
-from run_state.may_differ import changed_settings, flatten, may_differ, read_config
+from run_state.may_differ import changed_settings, flatten, may_differ
+from storage.reading import read_mapping
 
 NEWEST_FIRST = ("latest.ckpt", "previous.ckpt", "best.ckpt")
 _CHOSEN = "SUPERFER_RUN_FOLDER"  # tells the folder to the processes that Lightning starts for the other devices
@@ -83,7 +84,7 @@ def newest_run(experiment: Path, seed: int, settings: Mapping[str, Any], allowed
                 continue
             if original := original_of(run, record):
                 raise ValueError(f"it is a copy of {original}")
-            changes = changed_settings(read_config(run), settings, "resume", allowed)
+            changes = changed_settings(read_mapping(run / "config.yaml"), settings, "resume", allowed)
         except (ValueError, OSError) as error:
             print(f"{run} is skipped: {error}", file=sys.stderr, flush=True)
             continue

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from storage.atomic import write_atomically
-from storage.reading import parse_json, read_text
+from storage.reading import read_mapping
 
 _WORD = re.compile(r"[\w.+=-]{1,64}")
 
@@ -51,12 +51,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         kind = "has no run.json" if folder.is_dir() else "is not a folder"
         raise ValueError(f"{folder} {kind}, expected a run folder such as runs/<experiment>/<time>_s<seed>")
-    try:
-        record = parse_json(read_text(path))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); restore it, or start the run anew") from error
-    if not isinstance(record, dict):
-        raise ValueError(f"{path} holds a {type(record).__name__}, expected a mapping; restore it, or start anew")
+    record = read_mapping(path)
     if "run_id" not in record:
         raise ValueError(f"{path} has no run_id: an earlier version wrote it, whose runs can only be trained anew")
     for name, (is_valid, expected) in _FIELDS.items():

@@ -4,8 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from storage.reading import parse_yaml, read_text
-
 Purpose = Literal["resume", "test", "compare"]
 
 # Setting, as it is named in config.yaml, with all that is below it: for what it may differ. What is not named must not
@@ -60,22 +58,6 @@ def may_differ(name: str, purpose: Purpose, allowed: Sequence[str] = ()) -> bool
         return False
     free = (*(setting for setting, purposes in MAY_DIFFER.items() if purpose in purposes.split()), *allowed)
     return any(f"{name}.".startswith(f"{setting}.") for setting in free)
-
-
-def read_config(run: Path) -> dict[str, Any]:
-    """Return the settings in `config.yaml` of a run.
-
-    Raises:
-        ValueError: It is missing or damaged.
-    """
-    path = run / "config.yaml"
-    try:
-        settings = parse_yaml(read_text(path)) or {}
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read ({error})") from error
-    if not isinstance(settings, dict):
-        raise ValueError(f"{path} holds a {type(settings).__name__}, expected key: value pairs")
-    return settings
 
 
 def changed_settings(

@@ -8,7 +8,6 @@ Offline, nothing is kept for W&B: the run folder has everything.
 Pictures lie in `<run folder>/<kind>/batch_<number>.png` and go with the row of their validation.
 """
 
-import json
 import os
 import sys
 import uuid
@@ -19,12 +18,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import lightning as L
-import yaml
 
 from run_state.folder import lock
 from run_state.identity import detach_copy, read_record
 from run_state.metrics_csv import Row, read_rows
 from run_state.preemption import EXIT_REQUEUE
+from storage.reading import read_mapping
 
 if TYPE_CHECKING:  # imported when W&B is used: everything else works without it
     import wandb
@@ -138,7 +137,7 @@ class WandbMirror(L.Callback):
         import wandb
 
         record = read_record(self.folder)
-        settings: dict[str, Any] = yaml.safe_load((self.folder / "config.yaml").read_text())
+        settings = read_mapping(self.folder / "config.yaml")
         self._monitor, self._mode = settings["best"]["monitor"], settings["best"]["mode"]
         rows, results = read_rows(self.folder / "metrics.csv")[1], _results(self.folder)
         try:
@@ -234,7 +233,7 @@ def _results(folder: Path) -> dict[str, float]:
     """Return the figures of every test by the majority rule, as "test/acc" and "test/acc_without_train_duplicates"."""
     figures = {}
     for path in sorted(folder.glob("metrics_*.json")):
-        report = json.loads(path.read_text())
+        report = read_mapping(path)
         prefix = "test" if report["split"] == "test" else f"tested_on_{report['split']}"
         for subset, suffix in (("all", ""), ("without_train_duplicates", "_without_train_duplicates")):
             for name, value in report["rules"]["majority"][subset].items():

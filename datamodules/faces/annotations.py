@@ -10,9 +10,7 @@ What is wrong with one face is found when that face is read, so that it alone is
 file or folder is an error at once.
 """
 
-import csv
 import hashlib
-import io
 import math
 import os
 import re
@@ -28,7 +26,7 @@ from numpy.typing import NDArray
 
 from models.heatmaps import NUM_LANDMARKS
 from storage.pickles import load_plain_pickle
-from storage.reading import read_bytes, read_text
+from storage.reading import csv_rows, read_text
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
 
@@ -156,16 +154,13 @@ def _read_pkl(path: Path) -> Iterator[tuple[str, ReadLandmarks]]:
 
 
 def _read_csv(path: Path) -> Iterator[tuple[str, ReadLandmarks]]:
-    try:
-        rows = csv.reader(io.TextIOWrapper(io.BytesIO(read_bytes(path)), encoding="utf-8-sig", newline=""))
-        header = tuple(next(rows, ()))
-        if header != CSV_HEADER:
-            raise ValueError(f"{path}, line 1: found {reprlib.repr(','.join(header))}, expected name,x0,y0,...,x67,y67")
-        for row in filter(None, rows):
-            # One text: 200,000 faces are 250 MB, and gigabytes as separate words.
-            yield row[0], partial(_parse_row, ",".join(row[1:]), f"{path}, line {rows.line_num}")
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path}: not a CSV of landmarks ({error})") from error
+    rows = csv_rows(path)
+    _, header = next(rows, ("", []))
+    if tuple(header) != CSV_HEADER:
+        raise ValueError(f"{path}, line 1: found {reprlib.repr(','.join(header))}, expected name,x0,y0,...,x67,y67")
+    for place, (name, *cells) in rows:
+        # One text: 200,000 faces are 250 MB, and gigabytes as separate words.
+        yield name, partial(_parse_row, ",".join(cells), place)
 
 
 def _parse_row(text: str, where: str) -> NDArray[np.float64]:

@@ -31,7 +31,7 @@ from datamodules.image_folder import digest_of
 from datamodules.synthetic import SYNTHETIC_MARKER, is_synthetic
 from models.heatmaps import NUM_LANDMARKS
 from storage.atomic import replace_folder
-from storage.reading import parse_json, read_text
+from storage.reading import read_mapping
 
 FORMAT = "superfer-faces-1"
 
@@ -190,7 +190,7 @@ def _open_prepared(root: Path, hr_size: int, margin: float, sources: str | None 
         for name in (IMAGES, LANDMARKS):
             if not (root / name).is_file():  # a pipe would be waited for
                 raise ValueError(f"{name} is not a regular file")
-        manifest = parse_json(read_text(root / MANIFEST))
+        manifest = read_mapping(root / MANIFEST)
         count, size = len(manifest["names"]), manifest["hr_size"]
         for name, kind in (("names", str), ("digests", str), ("crop_sides", float)):
             if [type(value) for value in manifest[name]] != [kind] * count or not isinstance(manifest[name], list):
