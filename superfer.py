@@ -28,14 +28,7 @@ USAGE = "usage: superfer VERB [OPTION ...]\n\n" + "\n".join(f"  {verb:<8} {does}
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run one verb.
-
-    Args:
-        args: the command line; None takes `sys.argv`.
-
-    Returns:
-        The exit code; 2 if there is no such verb.
-    """
+    """Run one verb; return the exit code, 2 if there is no such verb."""
     verb, *words = (sys.argv[1:] if args is None else args) or ["--help"]
     if verb in ("-h", "--help"):
         print(f"{USAGE}\n\nsuperfer VERB --help tells more about each.")

@@ -67,7 +67,6 @@ _FIXED = {
     "trainer.overfit_batches": 0.0,  # would replace the samplers; use limit_train_batches
 }
 
-
 _load = get_loader("yaml")
 
 
@@ -92,12 +91,8 @@ class SuperFERCLI(LightningCLI):
         command: what the configuration is for.
         args: command line without the program's name.
 
-    Attributes:
-        settings: the configuration as plain types, as `config.yaml` records it.
-
     Raises:
         ValueError: A setting is wrong.
-        argparse.ArgumentError: The parser refuses it.
     """
 
     def __init__(self, command: Command, args: Sequence[str]) -> None:
@@ -156,6 +151,7 @@ class SuperFERCLI(LightningCLI):
 
     @cached_property
     def settings(self) -> dict[str, Any]:
+        """The configuration as plain types, as `config.yaml` records it."""
         settings: dict[str, Any] = yaml.safe_load(self._settings_yaml)
         return settings
 
@@ -163,10 +159,8 @@ class SuperFERCLI(LightningCLI):
     def _settings_yaml(self) -> str:
         text = str(self.parser.dump(self.config, skip_none=False))
         if lost := re.search(r".*Unable to serialize.*", text):
-            raise ValueError(
-                f"config.yaml would hold {lost[0].strip()!r}, which a resumed run cannot read; give that setting as "
-                "text, or null"
-            )
+            problem = f"config.yaml would hold {lost[0].strip()!r}, which a resumed run cannot read"
+            raise ValueError(f"{problem}; give that setting as text, or null")
         return text
 
     @property
@@ -200,9 +194,6 @@ class SuperFERCLI(LightningCLI):
         Args:
             run: folder of the run to resume or test; None makes a new one.
             checkpoint: the one to resume from or to test; a run that was stopped before its first begins again.
-
-        Raises:
-            ValueError: Settings, data and devices do not go together.
         """
         self.instantiate(follow_weights=checkpoint is None)
         best, modes = self.config.best, self.model.monitored

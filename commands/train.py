@@ -23,14 +23,7 @@ from storage.reading import read_mapping
 
 @orderly()
 def train(args: Sequence[str] | None = None) -> Path:
-    """Train what the configurations describe; with `--resume`, go on with a run in its folder.
-
-    Args:
-        args: the command line; None takes `sys.argv`.
-
-    Returns:
-        The run folder.
-    """
+    """Train what the configurations describe, or with `--resume` go on with a run; return the run folder."""
     quieten()
     faulthandler.register(signal.SIGUSR2, file=2, all_threads=True)  # kill -USR2 PID shows where a rank hangs
     options, arguments = _parse(args)
@@ -78,12 +71,7 @@ def _parse(args: Sequence[str] | None) -> tuple[Namespace, list[str]]:
 
 
 def _named_run(resume: str | None) -> Path | None:
-    """The run folder that `--resume` names, or None.
-
-    Raises:
-        FileNotFoundError: There is none, or its checkpoints are gone, or a file in it is named.
-        ValueError: `run.json` is missing or damaged.
-    """
+    """The run folder that `--resume` names, or None; its checkpoints must be there."""
     if resume in (None, "auto"):
         return None
     run = find_run(str(resume))

@@ -34,13 +34,9 @@ FOLDER_OPTIONS = ("--images", "--out", "--ckpt_path")  # any of them asks for a 
 
 @orderly()
 def upscale(args: Sequence[str] | None = None) -> Path | None:
-    """Fill the cache of a classifier's configuration, or upscale a folder of images.
+    """Fill the cache of a classifier's configuration, or upscale a folder of images; return their folder.
 
-    Returns:
-        The folder of the cache or of the upscaled images; None where the upscaler needs no cache.
-
-    Raises:
-        SystemExit: Code 2 if the input is wrong, 1 if the work failed or images were skipped.
+    It is None where the upscaler needs no cache. The exit code is 1 if images were skipped.
     """
     words = list(sys.argv[1:] if args is None else args)
     quieten()

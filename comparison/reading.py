@@ -66,11 +66,7 @@ class Run:
 
 
 def are_generators(folders: Sequence[Path]) -> bool:
-    """Tell whether the runs trained generators (True) or classifiers (False).
-
-    Raises:
-        ValueError: A folder is not a run, or the runs are of both kinds.
-    """
+    """Tell whether the runs trained generators (True) or classifiers (False); refuse runs of both kinds."""
     kinds = {read_record(folder)["arm"] is None: folder for folder in folders}
     if len(kinds) > 1:
         raise ValueError(f"{kinds[True]} trained a generator, {kinds[False]} a classifier: compare them separately")
@@ -78,11 +74,7 @@ def are_generators(folders: Sequence[Path]) -> bool:
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
-    """Read tested classifiers.
-
-    Raises:
-        ValueError: A folder is not a tested run, or does not fit the others.
-    """
+    """Read tested classifiers, and refuse with a ValueError what does not fit the others."""
     runs = [_read_run(folder) for folder in folders]
     for one, other in itertools.combinations(runs, 2):
         _check_pair(one, other)
@@ -90,11 +82,7 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
 
 
 def read_metrics(path: Path, names: Sequence[str]) -> dict[str, list[tuple[int, int, float]]]:
-    """Return epoch, step and value of each row of `metrics.csv`, by metric; one never logged gets no entry.
-
-    Raises:
-        ValueError: The file is missing or damaged.
-    """
+    """Return epoch, step and value of each row of `metrics.csv`, by metric; one never logged gets no entry."""
     _, rows = read_table(path)
     try:
         points = {

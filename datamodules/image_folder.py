@@ -55,12 +55,7 @@ class SourceImage(NamedTuple):
 
 
 def list_images(root: Path) -> tuple[list[Path], list[Path]]:
-    """List the images below a folder, and the other files and linked folders; hidden ones are left out.
-
-    Raises:
-        OSError: A folder is missing or cannot be read.
-        ValueError: There are no images.
-    """
+    """List the images below a folder, and the other files and linked folders; hidden ones are left out."""
     images: list[Path] = []
     others: list[Path] = []
     for folder, subfolders, files in os.walk(root, onerror=_raise):

@@ -84,11 +84,8 @@ class UpscaledCache:
     def fill(self, rows: np.ndarray, device: torch.device, rank: int = 0, world_size: int = 1) -> None:
         """Make the blocks that hold `rows` unless they exist; return when all of them do.
 
-        Every rank makes its own share, and then helps with what the others have not made yet.
-
-        Raises:
-            ValueError: The upscaler returned another shape or type.
-            OSError: The disk is too small.
+        Every rank makes its own share, and then helps with what the others have not made yet. A disk that is too small
+        is refused before the work begins.
         """
         missing = [block for block in np.unique(rows // self.block_size).tolist() if not self._open(block)]
         if not missing:

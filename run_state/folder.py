@@ -26,11 +26,7 @@ _CHOSEN = "SUPERFER_RUN_FOLDER"  # tells the folder to the processes that Lightn
 
 
 def find_run(path: str | Path) -> Path:
-    """Return the run folder that `path` is, or lies in.
-
-    Raises:
-        FileNotFoundError: There is none.
-    """
+    """Return the run folder that `path` is, or lies in; a FileNotFoundError says what was expected."""
     path = Path(path)
     resolved = path.resolve()
     for folder in (resolved, *list(resolved.parents)[:2]):
@@ -44,11 +40,7 @@ def find_run(path: str | Path) -> Path:
 
 
 def find_checkpoint(path: str | Path, names: Sequence[str] = ("best.ckpt", "latest.ckpt")) -> Path:
-    """Return a checkpoint file: `path` itself, or the first of `names` in the run folder `path`.
-
-    Raises:
-        FileNotFoundError: There is none.
-    """
+    """Return a checkpoint file: `path` itself, or the first of `names` that the run folder `path` has."""
     path = Path(path)
     files = [path / "checkpoints" / name for name in names] if path.is_dir() else [path]
     for file in files:
@@ -104,22 +96,13 @@ def can_go_on(run: Path, record: Mapping[str, Any]) -> bool:
 def new_run_folder(root: str | Path, experiment: str, seed: int) -> Path:
     """Choose the folder of a run, the same for all of its processes, and make it.
 
-    It is named after the time; under torchrun or srun, where every process comes here on its own, after the job.
-
-    Args:
-        root: folder of all runs.
-        experiment: its name.
-        seed: of the run.
-
-    Raises:
-        ValueError: The job has no name, or its folder holds a run already.
+    It is named after the time; under torchrun or srun, where every process comes here on its own, after the job, of
+    which a run must not be there yet.
     """
-    chosen = _chosen_folder()
-    if chosen:
+    if chosen := _chosen_folder():
         return chosen
     parent = Path(root) / experiment
-    job = _job()
-    if job:
+    if job := _job():
         folder = parent / f"{job}_s{seed}"
         # It is written once all processes of a job are past this point.
         if (folder / "run.json").is_file():
@@ -174,13 +157,10 @@ def _chosen_folder() -> Path | None:
 
 @contextmanager
 def lock(folder: Path, name: str = ".lock", what: str = "") -> Iterator[None]:
-    """Keep other trainings out of a run folder.
+    """Keep other trainings out of a run folder; a ValueError names the process that is in it.
 
     The lock is the kernel's and goes with the process, however it ends. (That of a lost machine goes when the file
     server gives it up.) Not `flock`, which workers that outlive a killed training would go on holding.
-
-    Raises:
-        ValueError: Another process holds it.
     """
     with (folder / name).open("a+") as file:
         try:
@@ -202,11 +182,7 @@ def lock(folder: Path, name: str = ".lock", what: str = "") -> Iterator[None]:
 
 @contextmanager
 def only_auto(experiment: Path, settings: Mapping[str, Any]) -> Iterator[None]:
-    """Keep another `--resume auto` with these settings out: two that start at once would make two runs.
-
-    Raises:
-        ValueError: Another process is training with them.
-    """
+    """Keep another `--resume auto` with these settings out: two that start at once would make two runs."""
     kept = sorted((key, repr(value)) for key, value in flatten(settings).items() if not may_differ(key, "resume"))
     experiment.mkdir(parents=True, exist_ok=True)
     name = f".auto-{hashlib.sha256(str(kept).encode()).hexdigest()[:12]}"
@@ -224,9 +200,6 @@ def status(folder: Path) -> str:
     """Return how a run ended, or "running"; "died" if it never said how, which its free lock shows.
 
     Not for the process that trains the run: closing any handle of the file frees the kernel's lock.
-
-    Raises:
-        ValueError: `run.json` is missing or damaged.
     """
     recorded = str(read_record(folder)["status"])
     if recorded != "running":

@@ -42,11 +42,7 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """Return the content of `run.json`.
-
-    Raises:
-        ValueError: It is missing or damaged, or an earlier version wrote it.
-    """
+    """Return the content of `run.json`; a ValueError says what is wrong with it, such as an earlier version."""
     path = folder / "run.json"
     if not path.is_file():
         kind = "has no run.json" if folder.is_dir() else "is not a folder"
@@ -70,14 +66,9 @@ def original_of(folder: Path, record: dict[str, Any]) -> Path | None:
 
 
 def detach_copy(folder: Path) -> None:
-    """Give a copied run a name and a W&B run of its own before it goes on: two folders must not write one W&B run.
-
-    Raises:
-        ValueError: `run.json` is missing or damaged.
-    """
+    """Give a copied run a name and a W&B run of its own before it goes on: two folders must not write one W&B run."""
     record = read_record(folder)
-    original = original_of(folder.resolve(), record)
-    if original:
+    if original := original_of(folder.resolve(), record):
         record |= {"folder": folder.resolve().name, "wandb_id": uuid.uuid4().hex[:8]}
         write_atomically(folder / "run.json", json.dumps(record, indent=1) + "\n")
         print(f"{folder} is a copy of {original}: it goes on as a run of its own, also in W&B", flush=True)

@@ -76,11 +76,7 @@ def changed_settings(
 def refuse_changes(
     run: Path, before: Mapping[str, Any], now: Mapping[str, Any], purpose: Purpose, allowed: Sequence[str] = ()
 ) -> None:
-    """Refuse to resume or test a run with other settings than its checkpoint was trained with (`before`).
-
-    Raises:
-        ValueError: Settings differ, or an allowed one does not exist.
-    """
+    """Refuse to resume or test a run with other settings than its checkpoint was trained with (`before`)."""
     for name in allowed:
         if not any(f"{setting}.".startswith(f"{name}.") for setting in flatten(now)):
             raise ValueError(

@@ -31,46 +31,32 @@ if TYPE_CHECKING:  # imported when W&B is used: everything else works without it
 PROJECT = "superfer"
 TIMEOUT_S = 60.0  # of the first and the last words with W&B; without network the last would take for ever
 WandbMode = Literal["online", "offline", "disabled"]
-_MODES: dict[str, WandbMode] = {
-    "online": "online",
-    "run": "online",
-    "offline": "offline",
-    "dryrun": "offline",
-    "disabled": "disabled",
-}
+_MODES: dict[str, WandbMode] = {"online": "online", "offline": "offline", "disabled": "disabled"}
+_MODES |= {"run": "online", "dryrun": "offline"}  # W&B's older names
 # What is logged once an epoch, by whether the run has an arm. A generator is validated every so many batches.
 _ONCE_AN_EPOCH = {True: ("train/*", "val/*", "perf/*"), False: ("perf/*",)}
 _IN_EVERY_STEP = {True: ("lr-*", "grad_norm*"), False: ("lr-*", "grad_norm*", "train/*", "val/*")}
 
 
 def wandb_mode() -> WandbMode:
-    """Return how W&B is to run: as `WANDB_MODE` says, else online if there is a key.
-
-    Raises:
-        ValueError: The mode does not exist; or online is asked for, but there is no key.
-    """
-    asked = os.environ.get("WANDB_MODE", "")
-    if asked and asked not in _MODES:
-        raise ValueError(f"WANDB_MODE is {asked!r}, expected one of {', '.join(_MODES)}")
+    """Return how W&B is to run: as `WANDB_MODE` says, else online if there is a key."""
+    asked = os.environ.get("WANDB_MODE")
     if not asked:
         return "online" if find_spec("wandb") and _logged_in() else "offline"
+    if asked not in _MODES:
+        raise ValueError(f"WANDB_MODE is {asked!r}, expected one of {', '.join(_MODES)}")
     if _MODES[asked] == "online":
         require_key()
     return _MODES[asked]
 
 
 def require_key() -> None:
-    """Refuse to go on without W&B's package or a key; W&B itself would ask at the terminal.
-
-    Raises:
-        ValueError: Something is missing.
-    """
+    """Refuse to go on without W&B's package or a key; W&B itself would ask at the terminal."""
     if not find_spec("wandb"):
         raise ValueError("wandb is not installed; pip install wandb")
     if not _logged_in():
-        raise ValueError(
-            "W&B has no key; set WANDB_API_KEY, log in with `wandb login`, or train with WANDB_MODE=offline"
-        )
+        ways = "set WANDB_API_KEY, log in with `wandb login`, or train with WANDB_MODE=offline"
+        raise ValueError(f"W&B has no key; {ways}")
 
 
 def _logged_in() -> bool:
@@ -128,12 +114,7 @@ class WandbMirror(L.Callback):
             print(f"warning: {error}; training goes on without it", file=sys.stderr, flush=True)
 
     def open(self) -> None:
-        """Open the run, and send what W&B does not have.
-
-        Raises:
-            WandbError: W&B cannot be reached, or refuses.
-            ValueError: A file of the run folder is damaged.
-        """
+        """Open the run, and send what W&B does not have; a WandbError says that it cannot be reached, or refuses."""
         import wandb
 
         record = read_record(self.folder)

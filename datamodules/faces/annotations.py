@@ -29,9 +29,7 @@ from storage.pickles import load_plain_pickle
 from storage.reading import csv_rows, read_text
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
-
 CSV_HEADER = ("name", *(f"{axis}{point}" for point in range(NUM_LANDMARKS) for axis in "xy"))
-
 _PTS = re.compile(r"\s*version:\s*1\s+n_points:\s*\d+\s*\{(.*)\}\s*", re.DOTALL)
 
 ReadLandmarks = Callable[[], NDArray[np.float64]]  # 68,2 zero-based pixels, or a FaceError
@@ -54,11 +52,7 @@ class FaceFiles:
 
 
 def find_faces(root: Path, annotations: Path | None = None) -> FaceFiles:
-    """List a folder of face images with their landmarks, from a `.pkl` or `.csv`, or from `.pts` files beside them.
-
-    Raises:
-        ValueError: folder or file is missing, holds no landmarks, is damaged as a whole, or has one name twice.
-    """
+    """List a folder of face images with their landmarks, from a `.pkl` or `.csv`, or from `.pts` files beside them."""
     files = [Path(entry) for entry in _list(root)]
     images = _by_name((path.name, path) for path in files if path.suffix.lower() in IMAGE_SUFFIXES)
     readers = {".pkl": _read_pkl, ".csv": _read_csv}
@@ -127,11 +121,7 @@ def _number(value: Any) -> float:
 
 
 def read_pts(path: Path) -> NDArray[np.float64]:
-    """Read landmarks of the iBUG format: float64 68,2, (x, y) in image pixels, zero-based (the file's minus one).
-
-    Raises:
-        FaceError: the file is anything else.
-    """
+    """Read landmarks of the iBUG format: float64 68,2, (x, y) in image pixels, zero-based (the file's minus one)."""
     try:
         text = read_text(path)
         parts = _PTS.fullmatch(text)

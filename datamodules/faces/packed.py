@@ -34,7 +34,6 @@ from storage.atomic import replace_folder
 from storage.reading import read_mapping
 
 FORMAT = "superfer-faces-1"
-
 IMAGES, LANDMARKS, MANIFEST = "images.npy", "landmarks.npy", "manifest.json"
 
 
@@ -96,9 +95,6 @@ def pack_faces(
 
     Faces that cannot be used are left out and listed, as are those whose crop has less than `min_face_size` original
     pixels a side. What is returned stays readable if another process replaces the folder.
-
-    Raises:
-        ValueError: an argument is impossible, the source is unusable as a whole, or no face is left.
     """
     check_crop(hr_size, margin)
     if not min_face_size >= 0:  # also refuses nan
@@ -160,11 +156,7 @@ def _describe(manifest: dict[str, Any]) -> str:
 
 
 def open_faces(root: Path, hr_size: int, margin: float) -> FaceSet:
-    """Open a prepared folder, or one of images with `.pts` files, which is packed first; images stay on disk.
-
-    Raises:
-        ValueError: the faces are of another size or margin, the folder is damaged, or no face in it can be used.
-    """
+    """Open a prepared folder, or one of images with `.pts` files, which is packed first; images stay on disk."""
     prepared = (root / MANIFEST).is_file() or (root / IMAGES).is_file()
     faces = (_open_prepared if prepared else _open_raw)(root, hr_size, margin)
     return replace(faces, summary=f"{root}: {faces.summary}")

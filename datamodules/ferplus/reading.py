@@ -17,13 +17,9 @@ from storage.images import open_image
 from storage.reading import csv_rows, read_bytes
 
 FACE_SIZE = 48
-
 VOTES_FILE = "fer2013new.csv"
-
 FOLDERS = ("FER2013Train", "FER2013Valid", "FER2013Test")
-
 _USAGES = ("Training", "PublicTest", "PrivateTest")
-
 _MOST_VOTES = 1000
 
 
