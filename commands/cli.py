@@ -85,15 +85,7 @@ def _seed(value: Any) -> int:
 
 
 class SuperFERCLI(LightningCLI):
-    """Parse a configuration; `build` makes module, data and trainer around a run folder.
-
-    Args:
-        command: what the configuration is for.
-        args: command line without the program's name.
-
-    Raises:
-        ValueError: A setting is wrong.
-    """
+    """Parse a configuration, and refuse a wrong one; `build` makes module, data and trainer around a run folder."""
 
     def __init__(self, command: Command, args: Sequence[str]) -> None:
         self.command = command
@@ -142,8 +134,6 @@ class SuperFERCLI(LightningCLI):
         for name, value in _FIXED.items():
             if self.config[name] != value:
                 raise ValueError(f"{name} is {self.config[name]!r}, expected {value!r}")
-        if self.config.best.monitor is None:
-            raise ValueError("best.monitor is missing: the metric that decides which checkpoint is the best")
         check_ranges(self.config)
 
     def instantiate_classes(self) -> None:
@@ -163,21 +153,8 @@ class SuperFERCLI(LightningCLI):
             raise ValueError(f"{problem}; give that setting as text, or null")
         return text
 
-    @property
-    def experiment_folder(self) -> Path:
-        """`runs/<experiment>`."""
-        return Path(self.config.runs) / self.config.experiment
-
-    @property
-    def seed(self) -> int:
-        return int(self.config.seed_everything)
-
     def instantiate(self, follow_weights: bool = True) -> None:
-        """Make module and data from the configuration.
-
-        Args:
-            follow_weights: read the weights to start from; what has a checkpoint of its own does not need them.
-        """
+        """Make module and data from the configuration; what has a checkpoint needs no weights to start from."""
         keep_freed_memory()
         torch.set_float32_matmul_precision("high")
         config = self.config.clone()
@@ -211,7 +188,7 @@ class SuperFERCLI(LightningCLI):
             check_same_data(run, self.datamodule)
         mode = wandb_mode() if self.command == "train" else "disabled"
         new = run is None and not is_child()
-        folder = run or new_run_folder(self.config.runs, self.config.experiment, self.seed)
+        folder = run or new_run_folder(self.config.runs, self.config.experiment, self.config.seed_everything)
         share_with_children(folder)
         try:
             self.trainer = self._trainer_in(folder, mode, checkpoint)

@@ -57,6 +57,8 @@ def orderly() -> Iterator[None]:
         except (PreemptedError, KeyboardInterrupt, SystemExit) as end:
             _stop(end, "give the same command again")
         except Exception as error:
+            if type(error).__name__ == "UpscalerError":  # by its name: importing it takes seconds
+                refuse(error)
             shortage = find_shortage(error)
             if not (shortage or _is_of_lightning(error) or isinstance(error, OSError | FloatingPointError)):
                 raise
@@ -94,7 +96,6 @@ def finishing(trainer: "L.Trainer") -> Iterator[None]:
     A scheduler that wants the machine back ends the work; the exit code is 75 then. A signal during the last upload
     cuts it off, and the exit code is that of the work.
     """
-    from datamodules.upscalers import UpscalerError
     from run_state.checkpoints import LatestCheckpoint
 
     latest = next(callback for callback in trainer.callbacks if isinstance(callback, LatestCheckpoint))  # type: ignore[attr-defined]
@@ -105,8 +106,6 @@ def finishing(trainer: "L.Trainer") -> Iterator[None]:
             exit_code = 0
         except StoppedError:
             exit_code = 0
-        except UpscalerError as error:
-            refuse(error)
         except (PreemptedError, KeyboardInterrupt, SystemExit) as end:
             exit_code = _signalled(end) or 1
             _stop(end, _how_to_go_on(trainer))
@@ -177,7 +176,7 @@ def _signalled(end: BaseException) -> int | None:
 
 
 def _is_of_lightning(error: Exception) -> bool:
-    return type(error).__name__ == "MisconfigurationException"  # by its name: importing Lightning takes seconds
+    return type(error).__name__ == "MisconfigurationException"
 
 
 class _Unbroken:

@@ -34,8 +34,8 @@ def train(args: Sequence[str] | None = None) -> Path:
             cli = SuperFERCLI("train", [*(["--config", str(run / "config.yaml")] if run else []), *arguments])
             if options.resume == "auto":
                 if leads:
-                    stack.enter_context(only_auto(cli.experiment_folder, cli.settings))
-                run = newest_run(cli.experiment_folder, cli.seed, cli.settings, options.allow_change)
+                    stack.enter_context(only_auto(cli.settings))
+                run = newest_run(cli.settings, options.allow_change)
                 if leads:
                     print(f"resuming {run}" if run else "no run to resume; starting one", flush=True)
             if run and leads:

@@ -19,11 +19,11 @@ import torch
 from torch.multiprocessing.spawn import ProcessExitedException, spawn
 from tqdm import tqdm
 
-from commands.ending import Parser, fail, importing, orderly, refusals, refuse
+from commands.ending import Parser, fail, importing, orderly, refusals
 from commands.libraries import keep_freed_memory, quieten
 from datamodules.image_folder import MAX_PIXELS, UpscaleTask, find_tasks, largest_first, list_images, read_batches
 from datamodules.upscaled_images import check_origins, is_upscaled, upscale_batch, write_upscaled
-from datamodules.upscalers import DICUpscaler, UpscalerError
+from datamodules.upscalers import DICUpscaler
 from models.tiling import pixels_at_once
 from run_state.folder import find_checkpoint
 from storage.atomic import check_writable
@@ -53,11 +53,8 @@ def upscale(args: Sequence[str] | None = None) -> Path | None:
         cli.datamodule.check("upscale")
         trainer = cli.instantiate_trainer(logger=False, callbacks=[])
         cli.datamodule.check_device(trainer.strategy.root_device)
-    try:
-        with Preemption().listening(trainer):
-            trainer.predict(cli.model, datamodule=cli.datamodule)  # the data module fills its cache on every device
-    except UpscalerError as error:
-        refuse(error)
+    with Preemption().listening(trainer):
+        trainer.predict(cli.model, datamodule=cli.datamodule)  # the data module fills its cache on every device
     folder: Path | None = cli.datamodule.cache_folder
     if trainer.is_global_zero:
         print(f"upscaled images: {folder}" if folder else f"{cli.datamodule.upscaler.name} needs no cache")

@@ -30,11 +30,7 @@ _BATCH = 8  # faces upscaled together
 class UpscaledCache:
     """The upscaled counterparts of `images`, uint8 C,8h,8w each; index it with an array of rows.
 
-    Args:
-        folder: Where the blocks are.
-        images: uint8 N,h,w.
-        upscaler: What upscales them.
-        block_size: Images in a block; 128 gray faces of 384x384 are 18 MiB, and seconds of work on two cores.
+    `images` are uint8 N,h,w. A block of 128 gray faces of 384x384 is 18 MiB, and seconds of work on two cores.
     """
 
     def __init__(self, folder: Path, images: np.ndarray, upscaler: Upscaler, block_size: int = 128) -> None:

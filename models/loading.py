@@ -36,11 +36,7 @@ Net = TypeVar("Net", bound=nn.Module)
 
 
 def network_weights(checkpoint: Mapping[str, object], path: str | Path, *kinds: str) -> dict[str, Tensor]:
-    """Find the weights of a network of one of these kinds in a checkpoint; return them by key, without prefix.
-
-    Raises:
-        CheckpointError: it seems to hold another network, no weights, or anything but finite tensors of plain numbers.
-    """
+    """Return the weights of a network of one of these kinds by key, without prefix; they are finite, plain numbers."""
     weights = next((checkpoint[key] for key in WEIGHT_KEYS if key in checkpoint), checkpoint)
     if not isinstance(weights, Mapping) or not any(isinstance(value, Tensor) for value in weights.values()):
         raise CheckpointError(

@@ -4,8 +4,6 @@ The order of events in a start, a kill and a resume: `run_state/__init__.py`.
 """
 
 import io
-import os
-import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -239,26 +237,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         path = Path(path)
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        new = path.with_name(f".{path.name}.writing-new")
         try:
-            write_atomically(new, buffer.getbuffer())  # first: what it replaces may be the only one that is intact
-            if path.name == LATEST and path.is_file():
-                _name_again(path, path.with_name(PREVIOUS))
-            new.replace(path)
+            write_atomically(path, buffer.getbuffer(), path.with_name(PREVIOUS) if path.name == LATEST else None)
         except OSError as error:
-            new.unlink(missing_ok=True)
             reason = f"checkpoint of {len(buffer.getbuffer()) / 1e6:.0f} MB cannot be written ({error.strerror}); the"
             hint = "earlier ones are intact: make room and resume with --resume"
             raise OSError(error.errno, f"{reason} {hint}", str(path)) from error
-
-
-def _name_again(path: Path, name: Path) -> None:
-    """Give a file a second name, which it keeps when the first is replaced."""
-    link = name.with_name(f".{name.name}.writing-link")
-    link.unlink(missing_ok=True)
-    try:
-        os.link(path, link)
-    except OSError:  # a file system without links
-        shutil.copyfile(path, link)
-    link.replace(name)

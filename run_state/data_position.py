@@ -73,18 +73,12 @@ class ResumableDataModule(L.LightningDataModule):
 
     Lightning makes the loader's iterator, and with it fetches the first batches, before it tells the sampler the epoch;
     the state is loaded before that. Subclasses make their loaders with `make_loader`.
-
-    Attributes:
-        batch_size: images in a batch over all devices.
-        num_workers: processes that prepare batches, per device.
-        seed: seed of the order.
-        validation_images: how many there are; known once the data were checked.
     """
 
-    batch_size: int
-    num_workers: int
-    seed: int
-    validation_images = 0
+    batch_size: int  # images in a batch over all devices
+    num_workers: int  # processes that prepare batches, per device
+    seed: int  # of the order
+    validation_images = 0  # known once the data were checked
     _resumed_at = (0, 0)  # epoch, and batches of it that are done
 
     def state_dict(self) -> dict[str, Any]:

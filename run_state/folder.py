@@ -60,19 +60,19 @@ def _runs_inside(path: Path) -> str:
     return f"; {path} holds the runs {', '.join(runs[-5:])}: name one of them" if runs else ""
 
 
-def newest_run(experiment: Path, seed: int, settings: Mapping[str, Any], allowed: Sequence[str] = ()) -> Path | None:
-    """Return the run in `runs/<experiment>` with this seed and these settings to go on with, or None.
+def newest_run(settings: Mapping[str, Any], allowed: Sequence[str] = ()) -> Path | None:
+    """Return the run with these settings, seed and experiment included, to go on with, or None.
 
     Those that are not finished come first, then the one started last, as `run.json` says: times of files change with
     copies. A copy of a run that is still there does not count.
     """
     found: list[tuple[datetime, bool, Path, str]] = []
-    for run in sorted(path.parent for path in experiment.glob("*/run.json")):
+    for run in sorted(path.parent for path in Path(settings["runs"], settings["experiment"]).glob("*/run.json")):
         if _chosen_folder() not in (None, run.resolve()):
             continue
         try:
             record = read_record(run)
-            if record["seed"] != seed or not can_go_on(run, record):
+            if record["seed"] != settings["seed_everything"] or not can_go_on(run, record):
                 continue
             if original := original_of(run, record):
                 raise ValueError(f"it is a copy of {original}")
@@ -181,9 +181,10 @@ def lock(folder: Path, name: str = ".lock", what: str = "") -> Iterator[None]:
 
 
 @contextmanager
-def only_auto(experiment: Path, settings: Mapping[str, Any]) -> Iterator[None]:
+def only_auto(settings: Mapping[str, Any]) -> Iterator[None]:
     """Keep another `--resume auto` with these settings out: two that start at once would make two runs."""
     kept = sorted((key, repr(value)) for key, value in flatten(settings).items() if not may_differ(key, "resume"))
+    experiment = Path(settings["runs"], settings["experiment"])
     experiment.mkdir(parents=True, exist_ok=True)
     name = f".auto-{hashlib.sha256(str(kept).encode()).hexdigest()[:12]}"
     with lock(experiment, name, f"a run in {experiment} with these settings"):

@@ -73,12 +73,7 @@ def read_rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
 
 
 def cut_back(path: Path, global_step: int) -> None:
-    """Remove the rows of `metrics.csv` that were logged after a checkpoint: they will be logged again.
-
-    Args:
-        path: the file; it may be missing.
-        global_step: optimiser steps that the checkpoint has behind it.
-    """
+    """Remove the rows of `metrics.csv` that were logged after a checkpoint at a step: they will be logged again."""
     columns, rows = read_rows(path)
     if columns:
         _write(path, columns, [row for row in rows if row["step"].isdigit() and int(row["step"]) < global_step])

@@ -52,14 +52,10 @@ class RunRecord(L.Callback):
     The W&B run id is there from the start, so that a killed run can be resumed under the same id. Every checkpoint
     says whose it is, and which settings it was trained with. A test leaves both files as they are, and so does a resume
     that finds nothing left to train.
-
-    Args:
-        config: the configuration, as YAML.
-        checkpoint: where a resumed training goes on.
     """
 
     def __init__(self, config: str, checkpoint: RunCheckpoint | None = None) -> None:
-        self.config, self.checkpoint = config, checkpoint
+        self.config, self.checkpoint = config, checkpoint  # as YAML; where a resumed training goes on
         self._settings: dict[str, Any] = yaml.safe_load(config)
         self._record: dict[str, Any] = {}  # of the training under way
         self._begun = False  # and written

@@ -69,10 +69,9 @@ def _logged_in() -> bool:
 
 
 def wandb_identity(earlier: Mapping[str, Any]) -> dict[str, str | None]:
-    """Return which run in W&B a training belongs to: what `run.json` says, else what the environment asks for.
+    """Return which run in W&B a training belongs to: what an earlier `run.json` says, else what the environment does.
 
-    Args:
-        earlier: `run.json`; empty in a new run. An agent of a sweep chooses the id, whatever it says.
+    An agent of a sweep chooses the id, whatever is there.
     """
     sweep = os.environ.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in os.environ else None
     return {
@@ -194,12 +193,7 @@ class WandbMirror(L.Callback):
 
 
 def upload(folder: Path) -> None:
-    """Send what W&B does not have of a run that is not being trained.
-
-    Raises:
-        WandbError: W&B cannot be reached, refuses, or has not got everything.
-        ValueError: The run is being trained (its process sends it), or its folder is damaged.
-    """
+    """Send what W&B does not have of a run that is not being trained; a WandbError says that it has not got it all."""
     mirror = WandbMirror(folder, online=True)
     with lock(folder):
         detach_copy(folder)

@@ -37,11 +37,7 @@ def read_text(path: str | Path) -> str:
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
-    """Return the mapping in a JSON or YAML file of a run or a data set.
-
-    Raises:
-        ValueError: It is missing, damaged, or holds anything else.
-    """
+    """Return the mapping in a JSON or YAML file; anything else, or none, is a ValueError that names the file."""
     try:
         text = read_text(path)
         content = json.loads(text) if path.suffix == ".json" else parse_yaml(text)
@@ -53,11 +49,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
 
 
 def read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    """Return the columns and rows of a CSV file, without rows that were being written when the power went.
-
-    Raises:
-        ValueError: It is missing or damaged.
-    """
+    """Return the columns and rows of a CSV file, without rows that were being written when the power went."""
     try:
         text = read_text(path)
         reader = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1], newline=""))
@@ -75,11 +67,7 @@ def _unreadable(path: Path, error: Exception) -> ValueError:
 
 
 def csv_rows(path: Path) -> Iterator[tuple[str, list[str]]]:
-    """Yield the rows of a CSV file that are not blank, with their places for messages: "PATH, line 3".
-
-    Raises:
-        ValueError: It is missing or damaged.
-    """
+    """Yield the rows of a CSV file that are not blank, with their places for messages: "PATH, line 3"."""
     try:
         reader = csv.reader(io.TextIOWrapper(io.BytesIO(read_bytes(path)), encoding="utf-8-sig", newline=""))
         for row in filter(None, reader):
