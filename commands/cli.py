@@ -236,16 +236,13 @@ class SuperFERCLI(LightningCLI):
             raise ValueError(f"trainer has {devices} devices, expected 1: a test runs on one")
         started = (started_processes() if self.command == "train" else None) or devices
         if {devices, started} != {nodes * per_node}:
-            raise ValueError(
-                f"{nodes} x {per_node} devices need as many processes, but the number of processes is {started}: start "
-                f"them with srun --ntasks-per-node {per_node} or torchrun --nproc-per-node {per_node}"
-            )
+            found = f"{nodes} x {per_node} devices need as many processes, but the number of processes is {started}"
+            launchers = f"srun --ntasks-per-node {per_node} or torchrun --nproc-per-node {per_node}"
+            raise ValueError(f"{found}: start them with {launchers}")
         if data.batch_size % devices:
             raise ValueError(f"batch_size is {data.batch_size}, expected a multiple of the {devices} devices")
-        if self.command == "train" and data.validation_images < devices:
-            raise ValueError(
-                f"the number of validation images is {data.validation_images}, expected at least the {devices} devices"
-            )
+        if self.command == "train" and (images := data.validation_images) < devices:
+            raise ValueError(f"the number of validation images is {images}, expected at least the {devices} devices")
         if devices > 1 and trainer.is_global_zero:
             share = data.batch_size // devices
             print(f"batch_size {data.batch_size}: {share} on each of {devices} devices", flush=True)

@@ -91,11 +91,9 @@ class UpscaledCache:
         needed = len(missing) * self.block_size * int(np.prod(self.shape))
         free = shutil.disk_usage(self.folder).free
         if needed > free:
-            raise OSError(
-                errno.ENOSPC,
-                f"{self.folder}: free space is {free / 1e6:,.0f} MB, expected at least {needed / 1e6:,.0f} MB for the "
-                "upscaled images; cache_dir can name another place",
-            )
+            space = f"free space is {free / 1e6:,.0f} MB, expected at least {needed / 1e6:,.0f} MB"
+            hint = "for the upscaled images; cache_dir can name another place"
+            raise OSError(errno.ENOSPC, f"{self.folder}: {space} {hint}")
         own = missing[rank::world_size]
         shuffled = np.random.default_rng().permutation(missing).tolist()  # unseeded: two jobs should start elsewhere
         images = sum(len(self._faces[block]) for block in missing)

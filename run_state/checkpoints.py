@@ -176,8 +176,7 @@ def _refuse_different_places(trainer: L.Trainer) -> None:
         first = {place: places.index(place) for place in places}
         shown = ", ".join(f"rank {rank} epoch {epoch} step {step}" for (epoch, step), rank in first.items())
         raise RuntimeError(
-            f"the ranks resume from different checkpoints ({shown}): the run folder must be on a file system that all "
-            "nodes share"
+            f"the ranks resume from different checkpoints ({shown}): all nodes must share the run folder"
         )
 
 

@@ -33,10 +33,8 @@ def find_run(path: str | Path) -> Path:
         if (folder / "config.yaml").is_file():
             return folder
     what = "holds no config.yaml" if path.exists() else "does not exist"
-    raise FileNotFoundError(
-        f"{path} {what}; expected a run folder (runs/<experiment>/<time>_s<seed>) or a checkpoint in one"
-        + _runs_inside(path)
-    )
+    expected = "a run folder (runs/<experiment>/<time>_s<seed>) or a checkpoint in one"
+    raise FileNotFoundError(f"{path} {what}; expected {expected}{_runs_inside(path)}")
 
 
 def find_checkpoint(path: str | Path, names: Sequence[str] = ("best.ckpt", "latest.ckpt")) -> Path:
@@ -123,9 +121,7 @@ def _job() -> str | None:
     """Name of the job whose processes torchrun or srun started; None where Lightning starts them, or there is one."""
     job = os.environ.get("TORCHELASTIC_RUN_ID")
     if job == "none":
-        raise ValueError(
-            "torchrun needs a name for the job, which names the run folder: add --rdzv-id=NAME or --standalone"
-        )
+        raise ValueError("torchrun needs a name for the job and its run folder: add --rdzv-id=NAME or --standalone")
     if job is None and int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ:
         job = f"{os.environ['SLURM_JOB_ID']}.{os.environ.get('SLURM_STEP_ID', '0')}"
     return job
@@ -169,10 +165,8 @@ def lock(folder: Path, name: str = ".lock", what: str = "") -> Iterator[None]:
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 file.seek(0)
                 holder = file.read().strip() or "another process"
-                raise ValueError(
-                    f"{what or folder} is in use by {holder}; wait for it, or stop it (if that machine is gone, "
-                    f"delete {folder / name})"
-                ) from error
+                hint = f"wait for it, or stop it (if that machine is gone, delete {folder / name})"
+                raise ValueError(f"{what or folder} is in use by {holder}; {hint}") from error
             # a file system without locks
         file.truncate(0)
         file.write(f"process {os.getpid()} on {platform.node()}\n")

@@ -79,10 +79,8 @@ def refuse_changes(
     """Refuse to resume or test a run with other settings than its checkpoint was trained with (`before`)."""
     for name in allowed:
         if not any(f"{setting}.".startswith(f"{name}.") for setting in flatten(now)):
-            raise ValueError(
-                f"--allow_change {name}: there is no such setting; expected a name as in config.yaml, for instance "
-                "model.init_args.optimizer.lr"
-            )
+            expected = "a name as in config.yaml, for instance model.init_args.optimizer.lr"
+            raise ValueError(f"--allow_change {name}: there is no such setting; expected {expected}")
     changes = changed_settings(before, now, purpose, allowed)
     if changes:
         shown = "; ".join(changes[:2]) + (f"; and {len(changes) - 2} more" if len(changes) > 2 else "")

@@ -106,9 +106,8 @@ def as_landmarks(values: Any, where: str) -> NDArray[np.float64]:
                 raise ValueError(f"found {x}, {y}")
             points.append((x, y))
     except (TypeError, ValueError, OverflowError) as error:
-        raise FaceError(
-            "unreadable landmarks", f"{where}, point {len(points)}: {str(error)[:100]}, expected two finite numbers"
-        ) from error
+        found = f"{where}, point {len(points)}: {str(error)[:100]}"
+        raise FaceError("unreadable landmarks", f"{found}, expected two finite numbers") from error
     if len(points) != NUM_LANDMARKS:
         raise FaceError("wrong number of landmarks", f"{where}: found {len(points)} points, expected {NUM_LANDMARKS}")
     return np.array(points)
@@ -128,9 +127,8 @@ def read_pts(path: Path) -> NDArray[np.float64]:
         if parts is None:
             raise ValueError(f"found {reprlib.repr(text)}")
     except (OSError, ValueError) as error:
-        raise FaceError(
-            "unreadable landmarks", f"{path}: {error}, expected 'version: 1 n_points: 68 {{...}}'"
-        ) from error
+        expected = "'version: 1 n_points: 68 {...}'"
+        raise FaceError("unreadable landmarks", f"{path}: {error}, expected {expected}") from error
     return as_landmarks([line.split() for line in parts[1].splitlines() if line.strip()], str(path)) - 1
 
 

@@ -80,11 +80,9 @@ def _cut_face(files: FaceFiles, name: str, size: int, margin: float, min_face_si
     if beyond.max() > OUTSIDE_LIMIT:
         point = int(beyond.max(axis=1).argmax())
         x, y = landmarks[point]
-        raise FaceError(
-            "landmarks outside the image",
-            f"{path}: point {point} is at ({x:g}, {y:g}), expected at most {OUTSIDE_LIMIT:.0%} outside the image of"
-            f" {image.width} x {image.height} px",
-        )
+        allowed = f"at most {OUTSIDE_LIMIT:.0%} outside the image of {image.width} x {image.height} px"
+        found = f"{path}: point {point} is at ({x:g}, {y:g})"
+        raise FaceError("landmarks outside the image", f"{found}, expected {allowed}")
     crop, moved = crop_face(image, landmarks, size, margin)
     return FaceCrop(crop, moved, side, digest_of(crop.tobytes())[:32])
 

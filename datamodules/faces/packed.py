@@ -205,9 +205,7 @@ def _open_prepared(root: Path, hr_size: int, margin: float, sources: str | None 
         reason = f"{type(error).__name__}: {str(error)[:200]}"
         raise ValueError(f"{root} is damaged ({reason}); prepare it again") from error
     if (size, manifest["margin"]) != (hr_size, margin):
-        raise ValueError(
-            f"{root} holds faces of {size} px with margin {manifest['margin']}, expected hr_size {hr_size} and"
-            f" crop_margin {margin}. Prepare such faces from {manifest['source']}: superfer prepare --faces FOLDER"
-            f" --out FOLDER --hr_size {hr_size} --margin {margin}"
-        )
+        found = f"{size} px with margin {manifest['margin']}, expected hr_size {hr_size} and crop_margin {margin}"
+        command = f"superfer prepare --faces FOLDER --out FOLDER --hr_size {hr_size} --margin {margin}"
+        raise ValueError(f"{root} holds faces of {found}. Prepare such faces from {manifest['source']}: {command}")
     return faces

@@ -44,10 +44,8 @@ def read_kaggle(pixels_path: Path, votes_path: Path) -> Images:
         raise ValueError(f"{pixels_path} has {len(faces)} rows, {votes_path} has {len(rows)}; expected equally many")
     for row, (place, split, _) in zip(rows, faces, strict=True):
         if split != row.split:
-            raise ValueError(
-                f"{place}: Usage is {_USAGES[split]!r}, expected {_USAGES[row.split]!r} as in {row.place}; the rows of "
-                "both files must be in the same order"
-            )
+            usage = f"Usage is {_USAGES[split]!r}, expected {_USAGES[row.split]!r} as in {row.place}"
+            raise ValueError(f"{place}: {usage}; the rows of both files must be in the same order")
     return [(row, image) for row, (_, _, image) in zip(rows, faces, strict=True) if row.name]
 
 

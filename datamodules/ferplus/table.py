@@ -93,10 +93,8 @@ def _sources(root: Path) -> list[str]:
             return [name, VOTES_FILE]
     folders = [folder for folder in FOLDERS if (root / folder).is_dir()]
     if not folders:
-        raise ValueError(
-            f"{root}: no FER+ data; looked for {' or '.join(KAGGLE_FILES)} with {VOTES_FILE}, and for the folders "
-            f"{', '.join(FOLDERS)}"
-        )
+        wanted = f"{' or '.join(KAGGLE_FILES)} with {VOTES_FILE}, and for the folders {', '.join(FOLDERS)}"
+        raise ValueError(f"{root}: no FER+ data; looked for {wanted}")
     # Strings, not paths: there are tens of thousands, and this runs each time the data are opened.
     files = [f"{folder}/{entry.name}" for folder in folders for entry in os.scandir(root / folder) if entry.is_file()]
     return [VOTES_FILE] * (root / VOTES_FILE).is_file() + sorted(files)
