@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 MAX_MESSAGE = 290  # characters, without "error: "
+_OF_LIGHTNING = "MisconfigurationException"  # what it refuses only when it starts
 # A symbolic link to itself is a RuntimeError, a package that a setting needs an ImportError.
 _OF_THE_INPUT = (ValueError, TypeError, OSError, ArgumentError, ImportError, OverflowError, RuntimeError)
 
@@ -57,10 +58,10 @@ def orderly() -> Iterator[None]:
         except (PreemptedError, KeyboardInterrupt, SystemExit) as end:
             _stop(end, "give the same command again")
         except Exception as error:
-            if type(error).__name__ == "UpscalerError":  # by its name: importing it takes seconds
+            if _is_a(error, "UpscalerError"):
                 refuse(error)
             shortage = find_shortage(error)
-            if not (shortage or _is_of_lightning(error) or isinstance(error, OSError | FloatingPointError)):
+            if not (shortage or _is_a(error, _OF_LIGHTNING) or isinstance(error, OSError | FloatingPointError)):
                 raise
             fail(shortage or error)
 
@@ -74,7 +75,7 @@ def refusals() -> Iterator[None]:
         share_with_children(None)
         if shortage := find_shortage(error):
             fail(shortage)
-        if not isinstance(error, _OF_THE_INPUT) and not _is_of_lightning(error):
+        if not isinstance(error, _OF_THE_INPUT) and not _is_a(error, _OF_LIGHTNING):
             raise
         refuse(tell(str(error)))
 
@@ -175,8 +176,8 @@ def _signalled(end: BaseException) -> int | None:
     return EXIT_INTERRUPTED if of_lightning or isinstance(end, KeyboardInterrupt) else None
 
 
-def _is_of_lightning(error: Exception) -> bool:
-    return type(error).__name__ == "MisconfigurationException"
+def _is_a(error: Exception, name: str) -> bool:
+    return type(error).__name__ == name  # importing the class takes seconds
 
 
 class _Unbroken:

@@ -226,7 +226,7 @@ def newest_intact(run: Path) -> RunCheckpoint | None:
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Write beside the target, flush, rename; of `latest.ckpt` keep the one before it as `previous.ckpt`.
+    """Write atomically; of `latest.ckpt` keep the one before it as `previous.ckpt`.
 
     Lightning's own writes into the system's folder for temporary files and moves the result, which between two file
     systems is a copy that can be interrupted.

@@ -27,6 +27,7 @@ def _are_starts(value: Any) -> bool:
         return False
 
 
+_TEXT = (lambda value: isinstance(value, str), "a text")
 # What every run.json says: how to recognise it, and in words.
 _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "run_id": (lambda value: bool(re.fullmatch("[0-9a-f]{32}", str(value))), "32 hexadecimal digits"),
@@ -34,10 +35,7 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "seed": (lambda value: type(value) is int and 0 <= value < 2**32, "an integer from 0 to 4294967295"),
     "synthetic": (lambda value: isinstance(value, bool), "true or false"),
     "starts": (_are_starts, "a list of starts, each with its time"),
-    **{
-        name: (lambda value: isinstance(value, str), "a text")
-        for name in ("folder", "experiment", "data_fingerprint", "status")
-    },
+    **dict.fromkeys(("folder", "experiment", "data_fingerprint", "status"), _TEXT),
 }
 
 

@@ -52,8 +52,7 @@ class MetricsCSV(Logger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         place = {"step": "" if step is None else step, "epoch": metrics.get("epoch", ""), "time": f"{time.time():.3f}"}
         row = {**place, **metrics}
-        new = [name for name in row if name not in self._columns]
-        if new:
+        if new := [name for name in row if name not in self._columns]:
             self._add_columns(new)
         with self.path.open("a", newline="") as file:
             csv.DictWriter(file, self._columns, restval="", lineterminator="\n").writerow(row)
