@@ -12,7 +12,8 @@ Every logged row is in `metrics.csv` at once (`metrics_csv`).
 
 **A kill** may come at any moment: files appear whole or not at all (`storage.atomic`), the lock is the kernel's and
 goes with the process, and the last checkpoint is at most ten minutes of training old. SIGTERM and SIGUSR1 save before
-the next step, or end a validation at once, without saving; the exit code is 75.
+the next step, or end a validation at once, without saving; the exit code is 75. A stop by `trainer.max_time` saves
+before the next step, too, and ends there.
 
 **A resume.** `commands.train` finds the run and locks it before it looks at anything that another process could change.
 It takes the newest checkpoint that is intact, refuses settings that must not differ from those in it (`may_differ`) and

@@ -1,8 +1,11 @@
 """Two processes on one machine give what one process gives, every image counted once."""
 
+import contextlib
 import json
 import os
+import pty
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -73,30 +76,32 @@ def test_training(trained: Path) -> None:
     assert [int(row["step"]) for row in rows if row["train/loss"]] == [(n + 1) * per_epoch - 1 for n in range(3)]
 
 
-@pytest.mark.parametrize(
-    ("name", "more", "validated"),
-    [
-        ("generator/dic_small", [], []),
-        ("generator/dicgan_small", [], ["1"]),
-        ("classifier/bilinear", ["--trainer.val_check_interval=0.5", "--trainer.sync_batchnorm=false"], [*"0011"]),
-        pytest.param("generator/hourglass_small", [], [], marks=pytest.mark.slow),
-    ],
-)
-def test_shipped_schedule_and_strategy(
-    name: str, more: list[str], validated: list[str], tiny_ferplus: Path, tiny_faces: Path, tmp_path: Path
-) -> None:
-    """An epoch that no validation ends must end on all processes; (SyncBatchNorm is for GPUs only)."""
-    kind, _, stage = name.removesuffix("_small").partition("/")
-    options = classifier_options(tiny_ferplus) if kind == "classifier" else generator_options(tiny_faces, stage)
-    small = [*as_shipped(options), "--trainer.max_epochs=2", "--trainer.devices=2", f"--runs={tmp_path}"]
-    small += ["--trainer.log_every_n_steps=1"]
-    start("train", [*config(name, "hardware/ddp"), *small, *more])
+def test_at_a_terminal(tiny_ferplus: Path, tmp_path: Path) -> None:
+    """The progress bar of the first process reads metrics when an epoch ends; the other must not wait elsewhere."""
+    small = [*as_shipped(classifier_options(tiny_ferplus)), "--trainer.max_epochs=2", "--trainer.devices=2"]
+    small += ["--model=tests.tiny_runs.TinyClassifier", f"--runs={tmp_path}", "--trainer.log_every_n_steps=1"]
+    # Synchronised batch normalisation is for GPUs only; the first epoch ends without a validation.
+    small += ["--trainer.sync_batchnorm=false", "--trainer.check_val_every_n_epoch=2"]
+    ours, its = pty.openpty()
+    command = [sys.executable, str(REPOSITORY / "superfer.py"), "train", *config("classifier/bilinear", "hardware/ddp")]
+    variables = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "TERM": "xterm", "COLUMNS": "200"}
+    process = subprocess.Popen([*command, *small], stdout=its, stderr=its, env=os.environ | variables)
+    os.close(its)
+    shown = b""
+    try:
+        while select.select([ours], [], [], 120)[0]:
+            with contextlib.suppress(OSError):  # its end
+                if part := os.read(ours, 1 << 16):
+                    shown += part
+                    continue
+            break
+        assert process.wait(timeout=60) == 0, shown[-3000:].decode(errors="replace")
+    finally:
+        process.kill()
+        os.close(ours)
+    assert b"Epoch 1/1" in shown
     (run,) = tmp_path.glob("*/*")
-    assert json.loads((run / "run.json").read_text())["status"] == "finished"
-    measure = {"hourglass": "val/nme_interocular", "bilinear": "val/acc"}.get(stage, "val/psnr_y")
-    rows = read_csv(run / "metrics.csv")
-    assert [row["epoch"] for row in rows if row.get(measure)] == validated
-    assert read_checkpoint(run / "checkpoints" / "latest.ckpt")["global_step"] == 4
+    assert status(run) == "finished"
 
 
 def test_a_hanging_rank_prints_its_stacks_and_its_death_ends_the_job(tiny_ferplus: Path, tmp_path: Path) -> None:

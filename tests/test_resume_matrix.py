@@ -1,7 +1,7 @@
 """Every schedule that somebody might set, stopped in every way: resumed, a run ends as one that nobody stopped."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ from tests.test_exact_resume import NOW, TINY, stop
 from tests.tiny_runs import as_shipped, classifier_args, config, generator_options
 from tests.torture import difference, outcome
 
-pytestmark = pytest.mark.slow
 LONG = ["--trainer.limit_train_batches=1.0", "--trainer.max_epochs=3", "--trainer.log_every_n_steps=1"]
 NULL = "--trainer.check_val_every_n_epoch=null"
 EVERY = "--trainer.val_check_interval"
@@ -142,6 +141,24 @@ STOPS: dict[str, dict[str, Any]] = {
 }
 
 
+QUICK = {  # of `make test`; the others of `make torture`
+    ("accumulation 2", "clock 7"),
+    ("counted in batches", "clock 7"),
+    ("counted in batches", "clock in validation"),
+    ("accumulation that changes", "batch 7"),
+    ("a callback of one's own", "within step 6"),
+    ("loaders anew, third batch", "SIGTERM 7"),
+}
+
+
+def combined(schedules: Iterable[str]) -> list[Any]:
+    return [
+        pytest.param(schedule, place, marks=[] if (schedule, place) in QUICK else pytest.mark.slow)
+        for schedule in schedules
+        for place in STOPS
+    ]
+
+
 def resumed(arguments: list[str], folder: Path, place: dict[str, Any]) -> Path:
     """Train, with a stop at one place; resume if that place was come to."""
     try:
@@ -172,8 +189,7 @@ def no_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # the second CSV lies in the working directory
 
 
-@pytest.mark.parametrize("place", STOPS)
-@pytest.mark.parametrize("schedule", CLASSIFIER)
+@pytest.mark.parametrize(("schedule", "place"), combined(CLASSIFIER))
 def test_classifier(
     schedule: str, place: str, tiny_ferplus: Path, tmp_path: Path, undisturbed: Callable[[list[str]], Path]
 ) -> None:
@@ -182,8 +198,7 @@ def test_classifier(
     assert difference(outcome(undisturbed(arguments)), outcome(run)) is None
 
 
-@pytest.mark.parametrize("place", STOPS)
-@pytest.mark.parametrize("schedule", GENERATOR)
+@pytest.mark.parametrize(("schedule", "place"), combined(GENERATOR))
 def test_generator(
     schedule: str, place: str, tiny_faces: Path, tmp_path: Path, undisturbed: Callable[[list[str]], Path]
 ) -> None:

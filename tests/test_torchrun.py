@@ -26,6 +26,9 @@ def free_port() -> int:
 OWN_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 
 
+EVERY_BATCH = ["--latest.minutes=0"]
+
+
 def agent(options: list[str], args: list[str], log: Path, **variables: str) -> subprocess.Popen[bytes]:
     """An agent with its workers, as somebody would start it on a node."""
     command = [sys.executable, "-m", "torch.distributed.run", "--max-restarts=3", *options]
@@ -68,7 +71,9 @@ def lose(node: subprocess.Popen[bytes]) -> None:
 @pytest.mark.slow
 def test_job_is_carried_on_after_a_node_was_lost(tiny_ferplus: Path, tmp_path: Path) -> None:
     logs = [tmp_path / f"{name}.txt" for name in ("whole", "first", "second")]
-    args = classifier_args(tiny_ferplus, tmp_path / "runs", *LONG, "--trainer.strategy=ddp", "--trainer.num_nodes=2")
+    args = classifier_args(
+        tiny_ferplus, tmp_path / "runs", *LONG, *EVERY_BATCH, "--trainer.strategy=ddp", "--trainer.num_nodes=2"
+    )
     port = free_port()
     options = ["--nnodes=2", "--nproc-per-node=1", "--rdzv-id=job", "--rdzv-backend=c10d"]
     options += [f"--rdzv-endpoint=127.0.0.1:{port}"]
@@ -94,7 +99,10 @@ def test_job_is_carried_on_after_a_node_was_lost(tiny_ferplus: Path, tmp_path: P
 
 @pytest.mark.slow
 def test_job_is_carried_on_after_a_worker_was_lost(tiny_ferplus: Path, tmp_path: Path) -> None:
-    log, args = tmp_path / "log.txt", classifier_args(tiny_ferplus, tmp_path / "runs", *LONG, "--trainer.devices=2")
+    log, args = (
+        tmp_path / "log.txt",
+        classifier_args(tiny_ferplus, tmp_path / "runs", *LONG, *EVERY_BATCH, "--trainer.devices=2"),
+    )
     node = agent(["--standalone", "--nproc-per-node=2"], [*args, "--trainer.strategy=ddp"], log, **OWN_STORE)
     try:
         latest = wait_for_checkpoint(tmp_path / "runs", [node], log)

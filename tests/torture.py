@@ -1,9 +1,9 @@
 """Kills real processes with SIGKILL at random moments, starts them again, and compares with what nobody disturbed.
 
-    python -m tests.torture [--kills 5] [--seed 0] [--jobs NAME ...]
+    python -m tests.torture [--kills 7] [--seed 0] [--jobs NAME ...]
 
-Trainings: weights, states of the optimizers and schedules have to be equal at the end, bit by bit, and metrics.csv row
-by row. A cache of upscaled faces and a folder of upscaled images: every file, byte by byte.
+Trainings, with the schedules and the strategy that ship: both checkpoints have to be equal at the end, bit by bit, and
+metrics.csv row by row. A cache of upscaled faces and a folder of upscaled images: every file, byte by byte.
 """
 
 import argparse
@@ -28,14 +28,16 @@ from datamodules.synthetic.writing import write_faces, write_ferplus
 from storage.checkpoints import read_checkpoint
 from tests.tiny_runs import (
     REPOSITORY,
-    classifier_args,
+    as_shipped,
+    classifier_options,
     config,
     generator_options,
     logged,
     write_generator,
 )
 
-LONG = ["--trainer.limit_train_batches=1.0", "--trainer.max_epochs=6", "--latest.minutes=0"]
+LONG = ["--trainer.limit_train_batches=1.0", "--trainer.max_epochs=6", "--latest.minutes=0.005"]
+COUNTED = ["--trainer.max_steps=30", "--trainer.max_epochs=-1", "--trainer.check_val_every_n_epoch=null"]
 TIMEOUT = 600  # seconds, for one process
 
 
@@ -151,25 +153,28 @@ class Job:
     most: int = 1000
 
 
-def training(stage: str, data: Path, processes: int = 1) -> Job:
-    """A training of some seconds."""
+def training(stage: str, data: Path, *options: str, processes: int = 1) -> Job:
+    """A training of some seconds, with its own schedule but for `options`."""
 
     def arguments(runs: Path) -> list[str]:
         if stage == "classifier":
-            given = classifier_args(data / "ferplus", runs, *LONG, "--model.mixup=0.4", "--data.num_workers=2")
+            files = ["classifier/bilinear"]
+            small = [*classifier_options(data / "ferplus"), *LONG, "--data.num_workers=2"]
         else:
-            options = [*generator_options(data / "faces", stage), *LONG, "--trainer.log_every_n_steps=1"]
-            given = [*config(f"generator/{stage}_small"), f"--runs={runs}", *options]
+            files = [f"generator/{stage}_small"]
+            small = [*generator_options(data / "faces", stage), *LONG, "--trainer.max_epochs=10"]
+        small = [*as_shipped(small), "--trainer.log_every_n_steps=1", f"--runs={runs}"]
         if processes > 1:
-            given += [f"--trainer.devices={processes}", "--trainer.strategy=ddp"]
-        return given
+            files.append("hardware/ddp")
+            small += [f"--trainer.devices={processes}", "--trainer.sync_batchnorm=false"]  # which is for GPUs only
+        return [*config(*files), *small, *options]
+
+    def result(runs: Path) -> dict[str, Any]:
+        # Here what W&B was sent can be compared with logged(only_run(runs)).
+        return outcome(only_run(runs))
 
     return Job(
-        "train",
-        arguments,
-        again=lambda runs: ["--resume", str(only_run(runs))],
-        newest="*/*/checkpoints/latest.ckpt",
-        result=lambda runs: outcome(only_run(runs)),
+        "train", arguments, lambda runs: ["--resume", str(only_run(runs))], "*/*/checkpoints/latest.ckpt", result
     )
 
 
@@ -249,18 +254,26 @@ def torture(job: Job, kills: int, seed: int, folder: Path) -> int:
 
 def main() -> None:
     """Parses the command line, tortures, and says how often."""
+    # Schedules that ship, and those that people set: in batches, twice an epoch, every second epoch; accumulation.
+    twice, second = "--trainer.val_check_interval=0.5", "--trainer.check_val_every_n_epoch=2"
+    batches, accumulate = "--trainer.val_check_interval=7", "--trainer.accumulate_grad_batches=2"
+    trainings: dict[str, tuple[str, list[str], int]] = {
+        "classifier": ("classifier", [twice, accumulate, "--model.mixup=0.4"], 1),
+        "hourglass": ("hourglass", [], 1),
+        "dic": ("dic", [*COUNTED, batches], 1),
+        "dicgan": ("dicgan", [], 1),
+        "classifier-2-processes": ("classifier", [second, "--model.mixup=0.4"], 2),
+        "hourglass-2-processes": ("hourglass", [*COUNTED, batches, accumulate], 2),
+        "dic-2-processes": ("dic", [], 2),
+        "dicgan-2-processes": ("dicgan", [*COUNTED, batches], 2),
+    }
     jobs: dict[str, Callable[[Path], Job]] = {
-        stage: lambda data, stage=stage: training(stage, data)  # type: ignore[misc]
-        for stage in ("classifier", "hourglass", "dic", "dicgan")
+        name: lambda data, of=(stage, options, processes): training(of[0], data, *of[1], processes=of[2])  # type: ignore[misc]
+        for name, (stage, options, processes) in trainings.items()
     }
-    jobs |= {
-        "classifier-2-processes": lambda data: training("classifier", data, processes=2),
-        "dicgan-2-processes": lambda data: training("dicgan", data, processes=2),
-        "cache": cache_fill,
-        "folder": folder_of_images,
-    }
+    jobs |= {"cache": cache_fill, "folder": folder_of_images}
     parser = argparse.ArgumentParser(prog="tests.torture", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--kills", type=int, default=5, help="per job (default: 5)")
+    parser.add_argument("--kills", type=int, default=7, help="per job (default: 7)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default: 0)")
     parser.add_argument("--jobs", nargs="+", choices=jobs, default=list(jobs))
     options = parser.parse_args()

@@ -73,6 +73,22 @@ def test_auto_resumes_the_newest_run_of_the_configuration_or_starts_one(
     assert [row["epoch"] for row in read_csv(first / "metrics.csv") if row["val/acc"]] == ["0", "1"]
 
 
+def test_auto_leaves_a_run_of_the_same_job_with_other_settings_alone(
+    tiny_ferplus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Started by torchrun with the --rdzv-id of an earlier run, which names the folder."""
+    job = {"TORCHELASTIC_RUN_ID": "night", "WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0", "GROUP_RANK": "0"}
+    for name, value in job.items():
+        monkeypatch.setenv(name, value)
+    arguments = ["--resume", "auto", *classifier_args(tiny_ferplus, tmp_path, TINY)]
+    run = train(arguments)
+    assert run.name == "night_s0"
+    before = contents(run)
+    assert f"{run} holds a run of this job already" in refused([*arguments, "--model.label_smoothing=0.2"], capsys)
+    assert contents(run) == before
+    assert train([*arguments, "--trainer.max_epochs=2"]) == run
+
+
 def record_of(run: Path) -> dict[str, Any]:
     record: dict[str, Any] = json.loads((run / "run.json").read_text())
     return record
