@@ -25,10 +25,9 @@ SHOWN = ("val/psnr_y", "val/psnr_y_bicubic", "val/ssim_y", "val/nme_interocular"
 def arguments(stage: str, earlier: Path | None, options: argparse.Namespace, overrides: list[str]) -> list[str]:
     """Return the command line of `train.py` for a stage."""
     name = stage if options.size == "published" else f"{stage}_small"
-    given = [f"--config=configs/generator/{name}.yaml", f"--config=configs/hardware/{options.hardware}.yaml"]
-    given += [f"--data.hr_size={options.hr_size}"]
     wide = max(1.0, options.hr_size / 128)  # as wide on the face as the published Gaussians on one of 128 px
-    given += [f"--data.heatmap_sigma={wide}"]
+    given = [f"--config=configs/generator/{name}.yaml", f"--config=configs/hardware/{options.hardware}.yaml"]
+    given += [f"--data.hr_size={options.hr_size}", f"--data.heatmap_sigma={wide}"]
     if stage == "hourglass":
         given += [f"--model.start_sigma={4 * wide}"]
     if earlier:

@@ -98,7 +98,7 @@ def parse(name: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         upload.upload(words)
     elif name == "stages":
         monkeypatch.setattr(stages, "train", lambda args: parse("train", args, monkeypatch) or Path("earlier/run"))
-        monkeypatch.setattr(stages, "last_figures", lambda _: {})
+        monkeypatch.setattr(stages, "read_metrics", lambda *_: {})
         assert len(stages.stages(words)) == 3
     else:
         assert name == "-m" and words[0] in ("venv", "pip"), f"what is {name} {' '.join(words)}?"
