@@ -1,11 +1,11 @@
 """Show which validation faces a classifier gets wrong, and which emotions it confuses, once per validation."""
 
-from pathlib import Path
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
@@ -13,7 +13,9 @@ from torch import Tensor
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 from torchmetrics.utilities.plot import plot_confusion_matrix
 
+from callbacks.pictures import write_picture
 from datamodules.labels import CLASSES
+from run_state.ranks import gather
 
 NUM_FACES = 24
 SIDE, HEADER = 96, 24  # pixels of a face, and above it for two lines of text
@@ -38,11 +40,8 @@ class PredictionSheet(L.Callback):
             self._seen.append({name: outputs[name].cpu() for name in ("index", "label", "probability")})
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        parts: list[Any] = [self._seen] * trainer.world_size
-        if trainer.world_size > 1:
-            torch.distributed.all_gather_object(parts, self._seen)
+        batches = [batch for part in gather(trainer, self._seen) for batch in part]
         self._seen = []
-        batches = [batch for part in parts for batch in part]
         if not trainer.is_global_zero or not batches:
             return
         index, label, probability = (
@@ -51,12 +50,8 @@ class PredictionSheet(L.Callback):
         data = trainer.datamodule  # type: ignore[attr-defined]
         worst = _worst_first(label, probability)[:NUM_FACES]
         faces = data.datasets["val"].__getitems__([(trainer.current_epoch, int(i)) for i in index[worst]])["image"]
-        sheet = draw_faces(faces, label[worst], probability[worst], data.synthetic)
-        folder, name = Path(trainer.default_root_dir), f"batch_{trainer.global_step:07d}.png"
-        for kind in ("faces", "confusion"):
-            (folder / kind).mkdir(parents=True, exist_ok=True)
-        Image.fromarray(sheet).save(folder / "faces" / name)
-        draw_confusion(label, probability.argmax(dim=1)).savefig(folder / "confusion" / name, dpi=80)
+        write_picture(trainer, "faces", draw_faces(faces, label[worst], probability[worst], data.synthetic))
+        write_picture(trainer, "confusion", draw_confusion(label, probability.argmax(dim=1)))
 
 
 def _worst_first(label: Tensor, probability: Tensor) -> Tensor:
@@ -85,12 +80,13 @@ def draw_faces(faces: Tensor, label: Tensor, probability: Tensor, synthetic: boo
     return np.asarray(sheet)
 
 
-def draw_confusion(label: Tensor, found: Tensor) -> Figure:
-    """Draw the confusion matrix of labels and predictions, int64 N: rows are labels, in percent."""
+def draw_confusion(label: Tensor, found: Tensor) -> NDArray[np.uint8]:
+    """Draw the confusion matrix of labels and predictions, int64 N: rows are labels, in percent; uint8 H,W,3, RGB."""
     counts = multiclass_confusion_matrix(found, label, len(CLASSES))
     percent = 100 * counts / counts.sum(dim=1, keepdim=True).clamp(min=1)  # not every class may be there
-    figure = Figure(figsize=(6, 6), layout="constrained")
-    axes = figure.subplots()
+    figure = Figure(figsize=(6, 6), dpi=80, layout="constrained")
+    canvas, axes = FigureCanvasAgg(figure), figure.subplots()
     plot_confusion_matrix(percent.round().int(), ax=axes, labels=list(CLASSES), cmap="Blues")
     axes.set_title("percent of each true class")
-    return figure
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3]
