@@ -22,21 +22,13 @@ VERBS = {
     "upload": "send runs to W&B that were trained offline, killed, or tested",
     "prepare": "cut faces out around their landmarks, for training generators",
     "export": "write a generator's weights for other programs",
-    "stages": "train all stages of a generator, one after the other",
     "demo": "run the whole comparison on built-in synthetic faces",
 }
 USAGE = "usage: superfer VERB [OPTION ...]\n\n" + "\n".join(f"  {verb:<8} {does}" for verb, does in VERBS.items())
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run one verb.
-
-    Args:
-        args: the command line; None takes `sys.argv`.
-
-    Returns:
-        The exit code; 2 if there is no such verb.
-    """
+    """Run one verb; return the exit code, 2 if there is no such verb."""
     verb, *words = (sys.argv[1:] if args is None else args) or ["--help"]
     if verb in ("-h", "--help"):
         print(f"{USAGE}\n\nsuperfer VERB --help tells more about each.")

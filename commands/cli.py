@@ -22,7 +22,7 @@ from callbacks.finite_gradients import FiniteGradients
 from callbacks.prediction_report import PredictionReport
 from callbacks.text_progress import TextProgress
 from callbacks.throughput import Throughput
-from commands.console import keep_freed_memory
+from commands.libraries import keep_freed_memory
 from commands.ranges import check_batches, check_ranges
 from models.bfloat16 import check_bfloat16
 from run_state.checkpoints import AtomicCheckpointIO, LatestCheckpoint, RunCheckpoint
@@ -67,7 +67,6 @@ _FIXED = {
     "trainer.overfit_batches": 0.0,  # would replace the samplers; use limit_train_batches
 }
 
-
 _load = get_loader("yaml")
 
 
@@ -86,19 +85,7 @@ def _seed(value: Any) -> int:
 
 
 class SuperFERCLI(LightningCLI):
-    """Parse a configuration; `build` makes module, data and trainer around a run folder.
-
-    Args:
-        command: what the configuration is for.
-        args: command line without the program's name.
-
-    Attributes:
-        settings: the configuration as plain types, as `config.yaml` records it.
-
-    Raises:
-        ValueError: A setting is wrong.
-        argparse.ArgumentError: The parser refuses it.
-    """
+    """Parse a configuration, and refuse a wrong one; `build` makes module, data and trainer around a run folder."""
 
     def __init__(self, command: Command, args: Sequence[str]) -> None:
         self.command = command
@@ -147,8 +134,6 @@ class SuperFERCLI(LightningCLI):
         for name, value in _FIXED.items():
             if self.config[name] != value:
                 raise ValueError(f"{name} is {self.config[name]!r}, expected {value!r}")
-        if self.config.best.monitor is None:
-            raise ValueError("best.monitor is missing: the metric that decides which checkpoint is the best")
         check_ranges(self.config)
 
     def instantiate_classes(self) -> None:
@@ -156,6 +141,7 @@ class SuperFERCLI(LightningCLI):
 
     @cached_property
     def settings(self) -> dict[str, Any]:
+        """The configuration as plain types, as `config.yaml` records it."""
         settings: dict[str, Any] = yaml.safe_load(self._settings_yaml)
         return settings
 
@@ -163,27 +149,12 @@ class SuperFERCLI(LightningCLI):
     def _settings_yaml(self) -> str:
         text = str(self.parser.dump(self.config, skip_none=False))
         if lost := re.search(r".*Unable to serialize.*", text):
-            raise ValueError(
-                f"config.yaml would hold {lost[0].strip()!r}, which a resumed run cannot read; give that setting as "
-                "text, or null"
-            )
+            problem = f"config.yaml would hold {lost[0].strip()!r}, which a resumed run cannot read"
+            raise ValueError(f"{problem}; give that setting as text, or null")
         return text
 
-    @property
-    def experiment_folder(self) -> Path:
-        """`runs/<experiment>`."""
-        return Path(self.config.runs) / self.config.experiment
-
-    @property
-    def seed(self) -> int:
-        return int(self.config.seed_everything)
-
     def instantiate(self, follow_weights: bool = True) -> None:
-        """Make module and data from the configuration.
-
-        Args:
-            follow_weights: read the weights to start from; what has a checkpoint of its own does not need them.
-        """
+        """Make module and data from the configuration; what has a checkpoint needs no weights to start from."""
         keep_freed_memory()
         torch.set_float32_matmul_precision("high")
         config = self.config.clone()
@@ -200,9 +171,6 @@ class SuperFERCLI(LightningCLI):
         Args:
             run: folder of the run to resume or test; None makes a new one.
             checkpoint: the one to resume from or to test; a run that was stopped before its first begins again.
-
-        Raises:
-            ValueError: Settings, data and devices do not go together.
         """
         self.instantiate(follow_weights=checkpoint is None)
         best, modes = self.config.best, self.model.monitored
@@ -220,7 +188,7 @@ class SuperFERCLI(LightningCLI):
             check_same_data(run, self.datamodule)
         mode = wandb_mode() if self.command == "train" else "disabled"
         new = run is None and not is_child()
-        folder = run or new_run_folder(self.config.runs, self.config.experiment, self.seed)
+        folder = run or new_run_folder(self.config.runs, self.config.experiment, self.config.seed_everything)
         share_with_children(folder)
         try:
             self.trainer = self._trainer_in(folder, mode, checkpoint)
@@ -268,16 +236,13 @@ class SuperFERCLI(LightningCLI):
             raise ValueError(f"trainer has {devices} devices, expected 1: a test runs on one")
         started = (started_processes() if self.command == "train" else None) or devices
         if {devices, started} != {nodes * per_node}:
-            raise ValueError(
-                f"{nodes} x {per_node} devices need as many processes, but the number of processes is {started}: start "
-                f"them with srun --ntasks-per-node {per_node} or torchrun --nproc-per-node {per_node}"
-            )
+            found = f"{nodes} x {per_node} devices need as many processes, but the number of processes is {started}"
+            launchers = f"srun --ntasks-per-node {per_node} or torchrun --nproc-per-node {per_node}"
+            raise ValueError(f"{found}: start them with {launchers}")
         if data.batch_size % devices:
             raise ValueError(f"batch_size is {data.batch_size}, expected a multiple of the {devices} devices")
-        if self.command == "train" and data.validation_images < devices:
-            raise ValueError(
-                f"the number of validation images is {data.validation_images}, expected at least the {devices} devices"
-            )
+        if self.command == "train" and (images := data.validation_images) < devices:
+            raise ValueError(f"the number of validation images is {images}, expected at least the {devices} devices")
         if devices > 1 and trainer.is_global_zero:
             share = data.batch_size // devices
             print(f"batch_size {data.batch_size}: {share} on each of {devices} devices", flush=True)

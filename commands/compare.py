@@ -10,8 +10,7 @@ Nothing is written before everything has worked.
 import argparse
 from pathlib import Path
 
-from commands.console import Parser, refusals
-from commands.ending import orderly
+from commands.ending import Parser, orderly, refusals
 from comparison.figures import draw_curves, draw_faces, png
 from comparison.generator_curves import best_and_last, draw_generators, read_generators
 from comparison.reading import RULES, are_generators, read_runs

@@ -10,8 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from commands.compare import compare
-from commands.console import Parser
-from commands.ending import orderly
+from commands.ending import Parser, orderly
 from commands.synthetic import synthetic
 from commands.test import test
 from commands.train import train

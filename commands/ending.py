@@ -1,45 +1,33 @@
 """How every command ends: in at most one line, with an exit code that a shell or a scheduler can act on.
 
-0: done. 1: a failure. 2: wrong input, which `commands.console` refuses. 75: preempted, start it again. 130: Ctrl-C.
+0: done. 1: a failure. 2: wrong input. 75: preempted, start it again. 130: Ctrl-C.
 Imports nothing that takes long, so that it is there before PyTorch is.
 """
 
+import argparse
 import os
+import shlex
 import signal
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from typing import Any, NoReturn
+from argparse import ArgumentError
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from run_state.preemption import EXIT_REQUEUE, PreemptedError, Preemption
+from run_state.folder import share_with_children
+from run_state.parser_words import tell
+from run_state.preemption import EXIT_REQUEUE, PreemptedError, Preemption, StoppedError
 from storage.shortage import find_shortage
+
+if TYPE_CHECKING:
+    import lightning as L
 
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 MAX_MESSAGE = 290  # characters, without "error: "
-
-
-@contextmanager
-def orderly() -> Iterator[None]:
-    """Run a command: end in one line where there is nothing to debug, and go on when nobody reads the output any more.
-
-    SIGTERM and SIGUSR1 end it at once, wherever it is, except where a training listens to them itself.
-    """
-    with redirect_stdout(_Unbroken(sys.stdout)), redirect_stderr(_Unbroken(sys.stderr)), Preemption().listening():
-        try:
-            yield
-        except (PreemptedError, KeyboardInterrupt) as error:
-            stop(error, "give the same command again")
-        except SystemExit as end:
-            if not is_interruption(end):
-                raise
-            stop(KeyboardInterrupt(), "give the same command again")
-        except Exception as error:
-            shortage = find_shortage(error)
-            of_lightning = type(error).__name__ == "MisconfigurationException"  # of what it sees only when it starts
-            if not (shortage or of_lightning or isinstance(error, OSError | FloatingPointError)):
-                raise
-            fail(shortage or error)
+# A symbolic link to itself is a RuntimeError, a package that a setting needs an ImportError.
+_OF_THE_INPUT = (ValueError, TypeError, OSError, ArgumentError, ImportError, OverflowError, RuntimeError)
 
 
 @contextmanager
@@ -57,31 +45,138 @@ def importing() -> Iterator[None]:
         signal.signal(signal.SIGINT, earlier)
 
 
-def one_line(message: object) -> str:
-    """Return a message without line breaks, and not longer than a person reads."""
-    words = " ".join(str(message).split())
-    return words if len(words) <= MAX_MESSAGE else f"{words[:190]} ... {words[-95:]}"
+@contextmanager
+def orderly() -> Iterator[None]:
+    """Run a command: end in one line where there is nothing to debug, and go on when nobody reads the output any more.
+
+    SIGTERM and SIGUSR1 end it at once, wherever it is, except where a training listens to them itself.
+    """
+    with redirect_stdout(_Unbroken(sys.stdout)), redirect_stderr(_Unbroken(sys.stderr)), Preemption().listening():
+        try:
+            yield
+        except (PreemptedError, KeyboardInterrupt, SystemExit) as end:
+            _stop(end, "give the same command again")
+        except Exception as error:
+            if type(error).__name__ == "UpscalerError":  # by its name: importing it takes seconds
+                refuse(error)
+            shortage = find_shortage(error)
+            if not (shortage or _is_of_lightning(error) or isinstance(error, OSError | FloatingPointError)):
+                raise
+            fail(shortage or error)
 
 
-def stop(reason: BaseException, how_to_go_on: str) -> NoReturn:
-    """End because of a signal."""
-    interrupted = isinstance(reason, KeyboardInterrupt)
-    print(f"{'interrupted' if interrupted else 'preempted'}; {how_to_go_on}", file=sys.stderr, flush=True)
-    raise SystemExit(EXIT_INTERRUPTED if interrupted else EXIT_REQUEUE) from None
+@contextmanager
+def refusals() -> Iterator[None]:
+    """End in one line and exit code 2 if the arguments or the data are wrong."""
+    try:
+        yield
+    except Exception as error:
+        share_with_children(None)
+        if shortage := find_shortage(error):
+            fail(shortage)
+        if not isinstance(error, _OF_THE_INPUT) and not _is_of_lightning(error):
+            raise
+        refuse(tell(str(error)))
 
 
-def is_interruption(end: SystemExit) -> bool:
-    """Return whether this is how Lightning ends after Ctrl-C; ends its ignoring of further ones."""
-    if end.code != 1 or not isinstance(end.__context__, KeyboardInterrupt):
-        return False
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    return True
+class Parser(argparse.ArgumentParser):
+    """An argument parser that knows no abbreviations and refuses in one line."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(allow_abbrev=False, **settings)
+
+    def error(self, message: str) -> NoReturn:
+        refuse(tell(message, [name.lstrip("-") for name in self._option_string_actions]))
 
 
-def fail(error: BaseException) -> NoReturn:
-    """Print one line and exit with code 1."""
-    print(f"error: {one_line(str(error) or type(error).__name__)}", file=sys.stderr, flush=True)
-    raise SystemExit(1) from error
+@contextmanager
+def finishing(trainer: "L.Trainer") -> Iterator[None]:
+    """Run a trainer's work; close W&B at its end, and say where everything is.
+
+    A scheduler that wants the machine back ends the work; the exit code is 75 then. A signal during the last upload
+    cuts it off, and the exit code is that of the work.
+    """
+    from run_state.checkpoints import LatestCheckpoint
+
+    latest = next(callback for callback in trainer.callbacks if isinstance(callback, LatestCheckpoint))  # type: ignore[attr-defined]
+    exit_code = 1
+    with latest.preemption.listening(trainer):
+        try:
+            yield
+            exit_code = 0
+        except StoppedError:
+            exit_code = 0
+        except (PreemptedError, KeyboardInterrupt, SystemExit) as end:
+            exit_code = _signalled(end) or 1
+            _stop(end, _how_to_go_on(trainer))
+        finally:
+            latest.preemption.deferred = False
+            _close(trainer, exit_code)
+
+
+def _how_to_go_on(trainer: "L.Trainer") -> str:
+    folder = Path(trainer.default_root_dir)
+    if trainer.state.fn != "fit":
+        return "give the same command again"
+    if (folder / "run.json").is_file():
+        return f"resume with --resume {shlex.quote(str(folder))}"
+    return "nothing was trained yet, give the same command again"
+
+
+def _close(trainer: "L.Trainer", exit_code: int) -> None:
+    """Close W&B, so that the next run of this process is another one; a signal cuts the last upload off."""
+    from run_state.wandb_run import WandbMirror
+
+    share_with_children(None)
+    if not trainer.is_global_zero:
+        return
+    print(f"run folder: {trainer.default_root_dir}", flush=True)
+    for mirror in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(mirror, WandbMirror):
+            with suppress(PreemptedError, KeyboardInterrupt):
+                mirror.close(exit_code)
+            if not mirror.complete:
+                print_upload(mirror.folder)
+
+
+def print_upload(run: Path) -> None:
+    """Say how to send a run to W&B."""
+    print(f"to upload to W&B: superfer upload {shlex.quote(str(run))}", flush=True)
+
+
+def refuse(error: object) -> NoReturn:
+    """Print one line and exit with code 2."""
+    fail(error, exit_code=2)
+
+
+def fail(error: object, exit_code: int = 1) -> NoReturn:
+    """Print one line, no longer than a person reads, and exit."""
+    words = " ".join(str(error).split()) or type(error).__name__
+    shown = words if len(words) <= MAX_MESSAGE else f"{words[:190]} ... {words[-95:]}"
+    print(f"error: {shown}", file=sys.stderr, flush=True)
+    raise SystemExit(exit_code)
+
+
+def _stop(end: BaseException, how_to_go_on: str) -> NoReturn:
+    """End in one line if a signal is the reason; otherwise as it was about to end."""
+    exit_code = _signalled(end)
+    if exit_code is None:
+        raise end
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # Lightning ignores further ones
+    print(f"{'preempted' if exit_code == EXIT_REQUEUE else 'interrupted'}; {how_to_go_on}", file=sys.stderr, flush=True)
+    raise SystemExit(exit_code) from None
+
+
+def _signalled(end: BaseException) -> int | None:
+    """Return the exit code if a signal is why a command ends; after Ctrl-C, Lightning exits with code 1."""
+    if isinstance(end, PreemptedError):
+        return EXIT_REQUEUE
+    of_lightning = isinstance(end, SystemExit) and end.code == 1 and isinstance(end.__context__, KeyboardInterrupt)
+    return EXIT_INTERRUPTED if of_lightning or isinstance(end, KeyboardInterrupt) else None
+
+
+def _is_of_lightning(error: Exception) -> bool:
+    return type(error).__name__ == "MisconfigurationException"
 
 
 class _Unbroken:
@@ -94,19 +189,16 @@ class _Unbroken:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        try:
-            self._stream.write(text)
-        except BrokenPipeError:
-            self._discard()
+        self._try(lambda: self._stream.write(text))
         return len(text)
 
     def flush(self) -> None:
-        try:
-            self._stream.flush()
-        except BrokenPipeError:
-            self._discard()
+        self._try(self._stream.flush)
 
-    def _discard(self) -> None:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, self._stream.fileno())
-        os.close(nowhere)
+    def _try(self, act: Callable[[], Any]) -> None:
+        try:
+            act()
+        except BrokenPipeError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)

@@ -16,8 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from commands.console import Parser, refusals
-from commands.ending import orderly
+from commands.ending import Parser, orderly, refusals
 from models.dic import DIC
 from models.hourglass import FeedbackHourglass
 from models.loading import DIC_KIND, DISCRIMINATOR_KIND, HOURGLASS_KIND, kind_of, network_weights

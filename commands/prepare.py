@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from commands.console import Parser, refusals
-from commands.ending import orderly
+from commands.ending import Parser, orderly, refusals
 from datamodules.faces.packed import IMAGES, LANDMARKS, MANIFEST, pack_faces
 from datamodules.synthetic import SYNTHETIC_MARKER
 

@@ -36,11 +36,7 @@ RANGES: dict[str, tuple[Callable[[Any], Any], str]] = {
 
 
 def check_ranges(config: Namespace) -> None:
-    """Refuse a setting out of its range, and a training that would end before its first validation.
-
-    Raises:
-        ValueError: with the name of the setting, and what is expected.
-    """
+    """Refuse a setting out of its range, and a training that would end before its first validation."""
     for name, (makes_sense, expected) in RANGES.items():
         value = config.get(name)
         compared = str if name in ("experiment", "runs") else int | float
@@ -53,11 +49,7 @@ def check_ranges(config: Namespace) -> None:
 
 
 def check_batches(trainer: Namespace, batches: int) -> None:
-    """Refuse settings of the trainer that do not go with the number of batches in an epoch.
-
-    Raises:
-        ValueError: with the name of the setting, and what is expected.
-    """
+    """Refuse settings of the trainer that do not go with the number of batches in an epoch."""
     limit, interval = trainer.limit_train_batches, trainer.val_check_interval
     used = batches if limit is None else min(batches, limit) if isinstance(limit, int) else int(batches * limit)
     if not used:

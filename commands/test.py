@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from commands.cli import SuperFERCLI
-from commands.console import Parser, finishing, print_upload, quieten, refusals
-from commands.ending import orderly
+from commands.ending import Parser, finishing, orderly, print_upload, refusals
+from commands.libraries import quieten
 from run_state.checkpoints import RunCheckpoint, read_own
 from run_state.folder import find_checkpoint, find_run
 from run_state.identity import read_record
@@ -21,11 +21,7 @@ _ONE_DEVICE = ("--trainer.devices=1", "--trainer.num_nodes=1", "--trainer.strate
 def test(args: Sequence[str] | None = None) -> Path:
     """Test a checkpoint on one split: `--ckpt_path RUN_OR_FILE [--split train|val|test]`, then any overrides.
 
-    Args:
-        args: the command line; None takes `sys.argv`.
-
-    Returns:
-        The run folder, which now holds `metrics_{split}.json` and `predictions_{split}.csv`.
+    Return the run folder, which now holds `metrics_{split}.json` and `predictions_{split}.csv`.
     """
     quieten()
     parser = Parser(add_help=False)
@@ -63,9 +59,8 @@ def _find_tested(path: str | None) -> tuple[Path, RunCheckpoint]:
         raise FileNotFoundError("--ckpt_path is missing: expected a run folder or a checkpoint in one")
     run, checkpoint = find_run(path), find_checkpoint(path)
     if read_record(run)["arm"] is None:
-        raise FileNotFoundError(
-            f"{run} is the run of a generator; only classifiers are tested (a generator's figures are in metrics.csv)"
-        )
+        figures = "a generator's figures are in metrics.csv"
+        raise FileNotFoundError(f"{run} is the run of a generator; only classifiers are tested ({figures})")
     if checkpoint.name != "best.ckpt" and Path(path).is_dir():
         print(f"warning: {run} has no best.ckpt; testing {checkpoint.name}", file=sys.stderr, flush=True)
     return run, read_own(checkpoint, run)  # a damaged file is named here, before anything starts

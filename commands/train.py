@@ -10,26 +10,20 @@ from pathlib import Path
 from lightning.pytorch.utilities import rank_zero_only
 
 from commands.cli import SuperFERCLI
-from commands.console import Parser, finishing, quieten, refusals, refuse
-from commands.ending import orderly
+from commands.ending import Parser, finishing, orderly, refusals, refuse
+from commands.libraries import quieten
 from run_state.checkpoints import newest_intact
 from run_state.folder import NEWEST_FIRST, can_go_on, find_checkpoint, find_run, lock, newest_run, only_auto
 from run_state.identity import detach_copy, read_record
-from run_state.may_differ import read_config, refuse_changes
+from run_state.may_differ import refuse_changes
 from run_state.metrics_csv import cut_back
 from storage.atomic import remove_leftovers
+from storage.reading import read_mapping
 
 
 @orderly()
 def train(args: Sequence[str] | None = None) -> Path:
-    """Train what the configurations describe; with `--resume`, go on with a run in its folder.
-
-    Args:
-        args: the command line; None takes `sys.argv`.
-
-    Returns:
-        The run folder.
-    """
+    """Train what the configurations describe, or with `--resume` go on with a run; return the run folder."""
     quieten()
     faulthandler.register(signal.SIGUSR2, file=2, all_threads=True)  # kill -USR2 PID shows where a rank hangs
     options, arguments = _parse(args)
@@ -40,8 +34,8 @@ def train(args: Sequence[str] | None = None) -> Path:
             cli = SuperFERCLI("train", [*(["--config", str(run / "config.yaml")] if run else []), *arguments])
             if options.resume == "auto":
                 if leads:
-                    stack.enter_context(only_auto(cli.experiment_folder, cli.settings))
-                run = newest_run(cli.experiment_folder, cli.seed, cli.settings, options.allow_change)
+                    stack.enter_context(only_auto(cli.settings))
+                run = newest_run(cli.settings, options.allow_change)
                 if leads:
                     print(f"resuming {run}" if run else "no run to resume; starting one", flush=True)
             if run and leads:
@@ -50,7 +44,7 @@ def train(args: Sequence[str] | None = None) -> Path:
                 detach_copy(run)
             checkpoint = newest_intact(run) if run else None
             if run:
-                before = checkpoint.settings if checkpoint else read_config(run)
+                before = checkpoint.settings if checkpoint else read_mapping(run / "config.yaml")
                 refuse_changes(run, before, cli.settings, "resume", options.allow_change)
             trainer = cli.build(run, checkpoint)
             folder = Path(trainer.default_root_dir)
@@ -77,12 +71,7 @@ def _parse(args: Sequence[str] | None) -> tuple[Namespace, list[str]]:
 
 
 def _named_run(resume: str | None) -> Path | None:
-    """The run folder that `--resume` names, or None.
-
-    Raises:
-        FileNotFoundError: There is none, or its checkpoints are gone, or a file in it is named.
-        ValueError: `run.json` is missing or damaged.
-    """
+    """The run folder that `--resume` names, or None; its checkpoints must be there."""
     if resume in (None, "auto"):
         return None
     run = find_run(str(resume))

@@ -8,8 +8,7 @@ For runs that were trained offline or without network, or killed. W&B has every 
 import os
 from collections.abc import Sequence
 
-from commands.console import Parser, refusals
-from commands.ending import fail, orderly
+from commands.ending import Parser, fail, orderly, refusals
 from run_state.folder import find_run
 from run_state.wandb_run import WandbError, require_key
 from run_state.wandb_run import upload as send

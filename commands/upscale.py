@@ -19,11 +19,11 @@ import torch
 from torch.multiprocessing.spawn import ProcessExitedException, spawn
 from tqdm import tqdm
 
-from commands.console import Parser, keep_freed_memory, quieten, refusals, refuse
-from commands.ending import fail, importing, orderly
+from commands.ending import Parser, fail, importing, orderly, refusals
+from commands.libraries import keep_freed_memory, quieten
 from datamodules.image_folder import MAX_PIXELS, UpscaleTask, find_tasks, largest_first, list_images, read_batches
 from datamodules.upscaled_images import check_origins, is_upscaled, upscale_batch, write_upscaled
-from datamodules.upscalers import DICUpscaler, UpscalerError
+from datamodules.upscalers import DICUpscaler
 from models.tiling import pixels_at_once
 from run_state.folder import find_checkpoint
 from storage.atomic import check_writable
@@ -34,13 +34,9 @@ FOLDER_OPTIONS = ("--images", "--out", "--ckpt_path")  # any of them asks for a 
 
 @orderly()
 def upscale(args: Sequence[str] | None = None) -> Path | None:
-    """Fill the cache of a classifier's configuration, or upscale a folder of images.
+    """Fill the cache of a classifier's configuration, or upscale a folder of images; return their folder.
 
-    Returns:
-        The folder of the cache or of the upscaled images; None where the upscaler needs no cache.
-
-    Raises:
-        SystemExit: Code 2 if the input is wrong, 1 if the work failed or images were skipped.
+    It is None where the upscaler needs no cache. The exit code is 1 if images were skipped.
     """
     words = list(sys.argv[1:] if args is None else args)
     quieten()
@@ -57,11 +53,8 @@ def upscale(args: Sequence[str] | None = None) -> Path | None:
         cli.datamodule.check("upscale")
         trainer = cli.instantiate_trainer(logger=False, callbacks=[])
         cli.datamodule.check_device(trainer.strategy.root_device)
-    try:
-        with Preemption().listening(trainer):
-            trainer.predict(cli.model, datamodule=cli.datamodule)  # the data module fills its cache on every device
-    except UpscalerError as error:
-        refuse(error)
+    with Preemption().listening(trainer):
+        trainer.predict(cli.model, datamodule=cli.datamodule)  # the data module fills its cache on every device
     folder: Path | None = cli.datamodule.cache_folder
     if trainer.is_global_zero:
         print(f"upscaled images: {folder}" if folder else f"{cli.datamodule.upscaler.name} needs no cache")

@@ -4,8 +4,6 @@ A run folder holds `run.json`, `config.yaml` and `metrics.csv` from training, an
 `predictions_{split}.csv` for every tested split. Which settings may differ between arms: `run_state/may_differ.py`.
 """
 
-import csv
-import io
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,8 +14,8 @@ import numpy as np
 
 from datamodules.labels import CLASSES, SPLITS, Split
 from run_state.identity import read_record, sha256
-from run_state.may_differ import changed_settings, read_config
-from storage.reading import parse_json, read_text
+from run_state.may_differ import changed_settings
+from storage.reading import read_mapping, read_table
 
 Rule = Literal["majority", "argmax"]
 Subset = Literal["all", "without_train_duplicates"]
@@ -68,11 +66,7 @@ class Run:
 
 
 def are_generators(folders: Sequence[Path]) -> bool:
-    """Tell whether the runs trained generators (True) or classifiers (False).
-
-    Raises:
-        ValueError: A folder is not a run, or the runs are of both kinds.
-    """
+    """Tell whether the runs trained generators (True) or classifiers (False); refuse runs of both kinds."""
     kinds = {read_record(folder)["arm"] is None: folder for folder in folders}
     if len(kinds) > 1:
         raise ValueError(f"{kinds[True]} trained a generator, {kinds[False]} a classifier: compare them separately")
@@ -80,11 +74,7 @@ def are_generators(folders: Sequence[Path]) -> bool:
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
-    """Read tested classifiers.
-
-    Raises:
-        ValueError: A folder is not a tested run, or does not fit the others.
-    """
+    """Read tested classifiers, and refuse with a ValueError what does not fit the others."""
     runs = [_read_run(folder) for folder in folders]
     for one, other in itertools.combinations(runs, 2):
         _check_pair(one, other)
@@ -92,12 +82,8 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
 
 
 def read_metrics(path: Path, names: Sequence[str]) -> dict[str, list[tuple[int, int, float]]]:
-    """Return epoch, step and value of each row of `metrics.csv`, by metric; one never logged gets no entry.
-
-    Raises:
-        ValueError: The file is missing or damaged.
-    """
-    rows = _read(path)
+    """Return epoch, step and value of each row of `metrics.csv`, by metric; one never logged gets no entry."""
+    _, rows = read_table(path)
     try:
         points = {
             name: [(int(row["epoch"]), int(row["step"]), float(row[name])) for row in rows if row.get(name)]
@@ -126,7 +112,7 @@ def _read_run(folder: Path) -> Run:
         raise ValueError(f"{folder / 'metrics.csv'} has no value of {missing[0]}: no epoch ended; resume the training")
     # The last value of an epoch: a resumed run may have logged it twice.
     curves = {name: {epoch: value for epoch, _, value in points[name]} for name in CURVES}
-    return Run(folder, info["arm"], info["seed"], info, read_config(folder), curves, tested)
+    return Run(folder, info["arm"], info["seed"], info, read_mapping(folder / "config.yaml"), curves, tested)
 
 
 def _check_pair(one: Run, other: Run) -> None:
@@ -155,43 +141,25 @@ def _check_pair(one: Run, other: Run) -> None:
 def _read_split(folder: Path, split: Split, run_id: str) -> Predictions:
     """Read the predictions of a test, and refuse results that are not of them, or not of this run."""
     metrics_path, path = folder / f"metrics_{split}.json", folder / f"predictions_{split}.csv"
-    metrics, rows = _read(metrics_path), _read(path)
-    try:
-        tested = metrics["checkpoint"]
-        checkpoint = (folder / "checkpoints" / "x").with_name(str(tested["name"]))
-        step, is_stale = int(tested["global_step"]), checkpoint.is_file() and sha256(checkpoint) != tested["sha256"]
-    except (KeyError, TypeError, ValueError):
-        why = "does not say which checkpoint was tested (earlier versions did not)"
-        raise ValueError(f"{metrics_path} {why}; test the run again") from None
-    try:
-        predictions = Predictions(
-            images=[(row["name"], row["label"], row["label_argmax"], row["in_train"]) for row in rows],
-            labels={rule: np.array([_CLASS_INDEX[row[key]] for row in rows]) for rule, key in _LABEL_COLUMN.items()},
-            in_train=np.array([row["in_train"] == "1" for row in rows]),
-            probabilities=np.array([[float(row[name]) for name in CLASSES] for row in rows]).reshape(-1, 8),
-            checkpoint=checkpoint.name,
-            global_step=step,
-            is_stale=is_stale,
-            results=metrics,
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is damaged: {error}; test the run again") from error
+    metrics, (_, rows) = read_mapping(metrics_path), read_table(path)
     for name, expected in {"split": split, "run_id": run_id, "predictions_sha256": sha256(path)}.items():
         if metrics.get(name) != expected:
             of = path.name if name == "predictions_sha256" else "the run"
             found = f"{name} is {metrics.get(name)!r}, expected {expected!r}"
             raise ValueError(f"{metrics_path} does not match {of}: {found}; test the run again")
-    return predictions
-
-
-def _read(path: Path) -> Any:
-    """Return the content of a JSON file, or the rows of a CSV file by column."""
     try:
-        text = read_text(path)
-        if path.suffix == ".csv":
-            return list(csv.DictReader(io.StringIO(text, newline="")))
-        return parse_json(text)
-    except FileNotFoundError:
-        raise ValueError(f"{path} is missing: the run did not finish, or its folder was copied in part") from None
-    except (ValueError, csv.Error) as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+        tested = metrics["checkpoint"]
+        checkpoint = (folder / "checkpoints" / "x").with_name(str(tested["name"]))
+        step, is_stale = int(tested["global_step"]), checkpoint.is_file() and sha256(checkpoint) != tested["sha256"]
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(f"{metrics_path} does not say which checkpoint was tested; test the run again") from None
+    return Predictions(
+        images=[(row["name"], row["label"], row["label_argmax"], row["in_train"]) for row in rows],
+        labels={rule: np.array([_CLASS_INDEX[row[key]] for row in rows]) for rule, key in _LABEL_COLUMN.items()},
+        in_train=np.array([row["in_train"] == "1" for row in rows]),
+        probabilities=np.array([[float(row[name]) for name in CLASSES] for row in rows]),
+        checkpoint=checkpoint.name,
+        global_step=step,
+        is_stale=is_stale,
+        results=metrics,
+    )

@@ -24,11 +24,9 @@ def check_figures(runs: Sequence[Run]) -> None:
             stored = flatten(found.results)
             for name, value in flatten({"rules": {rule: {subset: report}}}).items():
                 if not _close(stored.get(name), value):
-                    path, figure = run.folder / f"metrics_{split}.json", str(stored.get(name))[:100]
-                    raise ValueError(
-                        f"{path} does not match predictions_{split}.csv: {name} is {figure}, but the predictions give "
-                        f"{value}; test the run again"
-                    )
+                    path = run.folder / f"metrics_{split}.json"
+                    figures = f"{name} is {str(stored.get(name))[:100]}, but the predictions give {value}"
+                    raise ValueError(f"{path} does not match predictions_{split}.csv: {figures}; test the run again")
 
 
 def _close(stored: Any, value: Any) -> bool:

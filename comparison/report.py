@@ -23,12 +23,7 @@ PAPER: dict[str, dict[Split, str]] = {
 
 
 class Report:
-    """What a comparison of tested classifiers says, apart from its figures.
-
-    Args:
-        runs: the arm named first is the one that the others are compared with.
-        rule: which label rule counts.
-    """
+    """What a comparison of tested classifiers with the arm named first says, apart from its figures."""
 
     def __init__(self, runs: Sequence[Run], rule: Rule) -> None:
         self.runs, self.rule = runs, rule

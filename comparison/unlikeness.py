@@ -16,7 +16,7 @@ Unlikeness = tuple[str, str]  # what differs, and a sentence about it
 
 def unlike(runs: Sequence[Run]) -> list[Unlikeness]:
     """Say what else than the upscaler may explain a difference between the runs."""
-    return [*_checkpoints(runs), *_ends(runs), *_settings(runs), *_facts(runs)]
+    return [*_checkpoints(runs), *_settings(runs), *_facts(runs)]
 
 
 def _checkpoints(runs: Sequence[Run]) -> Iterator[Unlikeness]:
@@ -31,12 +31,7 @@ def _checkpoints(runs: Sequence[Run]) -> Iterator[Unlikeness]:
         changed = ", ".join(split for split, found in run.tested.items() if found.is_stale)
         if changed:
             yield "checkpoint", f"{run.folder} has another checkpoint since it was tested on {changed}; test again."
-
-
-def _ends(runs: Sequence[Run]) -> Iterator[Unlikeness]:
-    for run in runs:
-        end = status(run.folder)
-        if end != "finished":
+        if (end := status(run.folder)) != "finished":
             yield "status", f"{run.folder} is not finished: its status is {end}."
 
 

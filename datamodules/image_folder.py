@@ -37,30 +37,17 @@ class UpscaleTask(NamedTuple):
 
 
 class SourceImage(NamedTuple):
-    """An image that has been read.
+    """An image that has been read."""
 
-    Attributes:
-        task: What it is to become.
-        digest: Hash of the file.
-        rgb: uint8 h,w,3, upright, not padded.
-        gray: Whether the three channels are equal.
-        alpha: Opacity; None without an alpha channel.
-    """
-
-    task: UpscaleTask
-    digest: str
-    rgb: np.ndarray
-    gray: bool
-    alpha: Image.Image | None
+    task: UpscaleTask  # what it is to become
+    digest: str  # hash of the file
+    rgb: np.ndarray  # uint8 h,w,3, upright, not padded
+    gray: bool  # whether the three channels are equal
+    alpha: Image.Image | None  # opacity; None without an alpha channel
 
 
 def list_images(root: Path) -> tuple[list[Path], list[Path]]:
-    """List the images below a folder, and the other files and linked folders; hidden ones are left out.
-
-    Raises:
-        OSError: A folder is missing or cannot be read.
-        ValueError: There are no images.
-    """
+    """List the images below a folder, and the other files and linked folders; hidden ones are left out."""
     images: list[Path] = []
     others: list[Path] = []
     for folder, subfolders, files in os.walk(root, onerror=_raise):

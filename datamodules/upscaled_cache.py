@@ -30,11 +30,7 @@ _BATCH = 8  # faces upscaled together
 class UpscaledCache:
     """The upscaled counterparts of `images`, uint8 C,8h,8w each; index it with an array of rows.
 
-    Args:
-        folder: Where the blocks are.
-        images: uint8 N,h,w.
-        upscaler: What upscales them.
-        block_size: Images in a block; 128 gray faces of 384x384 are 18 MiB, and seconds of work on two cores.
+    `images` are uint8 N,h,w. A block of 128 gray faces of 384x384 is 18 MiB, and seconds of work on two cores.
     """
 
     def __init__(self, folder: Path, images: np.ndarray, upscaler: Upscaler, block_size: int = 128) -> None:
@@ -84,11 +80,8 @@ class UpscaledCache:
     def fill(self, rows: np.ndarray, device: torch.device, rank: int = 0, world_size: int = 1) -> None:
         """Make the blocks that hold `rows` unless they exist; return when all of them do.
 
-        Every rank makes its own share, and then helps with what the others have not made yet.
-
-        Raises:
-            ValueError: The upscaler returned another shape or type.
-            OSError: The disk is too small.
+        Every rank makes its own share, and then helps with what the others have not made yet. A disk that is too small
+        is refused before the work begins.
         """
         missing = [block for block in np.unique(rows // self.block_size).tolist() if not self._open(block)]
         if not missing:
@@ -98,11 +91,9 @@ class UpscaledCache:
         needed = len(missing) * self.block_size * int(np.prod(self.shape))
         free = shutil.disk_usage(self.folder).free
         if needed > free:
-            raise OSError(
-                errno.ENOSPC,
-                f"{self.folder}: free space is {free / 1e6:,.0f} MB, expected at least {needed / 1e6:,.0f} MB for the "
-                "upscaled images; cache_dir can name another place",
-            )
+            space = f"free space is {free / 1e6:,.0f} MB, expected at least {needed / 1e6:,.0f} MB"
+            hint = "for the upscaled images; cache_dir can name another place"
+            raise OSError(errno.ENOSPC, f"{self.folder}: {space} {hint}")
         own = missing[rank::world_size]
         shuffled = np.random.default_rng().permutation(missing).tolist()  # unseeded: two jobs should start elsewhere
         images = sum(len(self._faces[block]) for block in missing)

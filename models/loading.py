@@ -36,17 +36,11 @@ Net = TypeVar("Net", bound=nn.Module)
 
 
 def network_weights(checkpoint: Mapping[str, object], path: str | Path, *kinds: str) -> dict[str, Tensor]:
-    """Find the weights of a network of one of these kinds in a checkpoint; return them by key, without prefix.
-
-    Raises:
-        CheckpointError: it seems to hold another network, no weights, or anything but finite tensors of plain numbers.
-    """
+    """Return the weights of a network of one of these kinds by key, without prefix; they are finite, plain numbers."""
     weights = next((checkpoint[key] for key in WEIGHT_KEYS if key in checkpoint), checkpoint)
     if not isinstance(weights, Mapping) or not any(isinstance(value, Tensor) for value in weights.values()):
-        raise CheckpointError(
-            f"checkpoint {path} holds {_listed(checkpoint)}, expected weights by name, plain or under one of "
-            f"{', '.join(WEIGHT_KEYS)}"
-        )
+        expected = f"weights by name, plain or under one of {', '.join(WEIGHT_KEYS)}"
+        raise CheckpointError(f"checkpoint {path} holds {_listed(checkpoint)}, expected {expected}")
     own = {key: value for key, value in weights.items() if str(key).startswith(OWN_PREFIX)}
     weights = own or weights  # beside our network lie a discriminator, metrics and so on
     prefix = OWN_PREFIX if own else MODULE_PREFIX if all(str(k).startswith(MODULE_PREFIX) for k in weights) else ""

@@ -4,8 +4,6 @@ The order of events in a start, a kill and a resume: `run_state/__init__.py`.
 """
 
 import io
-import os
-import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -44,14 +42,9 @@ class LatestCheckpoint(Checkpoint):
     Args:
         minutes: bounds the work that is lost with a killed process.
         dirpath: the folder; set by the program.
-
-    Raises:
-        ValueError: `minutes` is negative.
     """
 
     def __init__(self, minutes: float = 10.0, dirpath: str | None = None) -> None:
-        if not minutes >= 0:
-            raise ValueError(f"latest.minutes is {minutes}, expected 0 or more")
         self.minutes, self.dirpath = minutes, dirpath
         self.preemption = Preemption()
         self._saved_at = time.monotonic()
@@ -183,8 +176,7 @@ def _refuse_different_places(trainer: L.Trainer) -> None:
         first = {place: places.index(place) for place in places}
         shown = ", ".join(f"rank {rank} epoch {epoch} step {step}" for (epoch, step), rank in first.items())
         raise RuntimeError(
-            f"the ranks resume from different checkpoints ({shown}): the run folder must be on a file system that all "
-            "nodes share"
+            f"the ranks resume from different checkpoints ({shown}): all nodes must share the run folder"
         )
 
 
@@ -201,17 +193,12 @@ class RunCheckpoint:
 
     def facts(self) -> dict[str, Any]:
         """Return which checkpoint it is, for `run.json` and the results of a test."""
-        place = {"global_step": self.global_step, "epoch": self.epoch}
-        return {"name": self.path.name, "sha256": self.sha256} | place
+        step, epoch = self.global_step, self.epoch
+        return {"name": self.path.name, "sha256": self.sha256, "global_step": step, "epoch": epoch}
 
 
 def read_own(path: Path, run: Path) -> RunCheckpoint:
-    """Read a checkpoint that a run has written.
-
-    Raises:
-        storage.checkpoints.CheckpointError: It is damaged, or not the checkpoint of a training.
-        ValueError: It is that of another run, or of an earlier version.
-    """
+    """Read a checkpoint that a run has written; one of another run is a ValueError, a damaged one a CheckpointError."""
     record, digest = read_record(run), sha256(path)
     content: dict[str, Any] = read_checkpoint(path)
     step, epoch, own = (content.get(name) for name in ("global_step", "epoch", "run"))
@@ -226,15 +213,7 @@ def read_own(path: Path, run: Path) -> RunCheckpoint:
 
 
 def newest_intact(run: Path) -> RunCheckpoint | None:
-    """Return the newest checkpoint of a run; name those that are damaged, and take the one before.
-
-    Returns:
-        None if there is none.
-
-    Raises:
-        storage.checkpoints.CheckpointError: All are damaged.
-        ValueError: It is that of another run.
-    """
+    """Return the newest intact checkpoint of a run, and name those that are damaged; None if there is none at all."""
     present = checkpoints(run)
     for checkpoint in present:
         try:
@@ -254,34 +233,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write a checkpoint.
-
-        Raises:
-            OSError: It cannot be written, for instance on a full disk; earlier checkpoints are as they were.
-        """
         path = Path(path)
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        new = path.with_name(f".{path.name}.writing-new")
         try:
-            write_atomically(new, buffer.getbuffer())  # first: what it replaces may be the only one that is intact
-            if path.name == LATEST and path.is_file():
-                _name_again(path, path.with_name(PREVIOUS))
-            new.replace(path)
+            write_atomically(path, buffer.getbuffer(), path.with_name(PREVIOUS) if path.name == LATEST else None)
         except OSError as error:
-            new.unlink(missing_ok=True)
-            size = f"{len(buffer.getbuffer()) / 1e6:.0f} MB"
-            reason = f"checkpoint of {size} cannot be written ({error.strerror}); the earlier ones are intact"
-            raise OSError(error.errno, f"{reason}: make room and resume with --resume", str(path)) from error
-
-
-def _name_again(path: Path, name: Path) -> None:
-    """Give a file a second name, which it keeps when the first is replaced."""
-    link = name.with_name(f".{name.name}.writing-link")
-    link.unlink(missing_ok=True)
-    try:
-        os.link(path, link)
-    except OSError:  # a file system without links
-        shutil.copyfile(path, link)
-    link.replace(name)
+            reason = f"checkpoint of {len(buffer.getbuffer()) / 1e6:.0f} MB cannot be written ({error.strerror}); the"
+            hint = "earlier ones are intact: make room and resume with --resume"
+            raise OSError(error.errno, f"{reason} {hint}", str(path)) from error

@@ -73,18 +73,12 @@ class ResumableDataModule(L.LightningDataModule):
 
     Lightning makes the loader's iterator, and with it fetches the first batches, before it tells the sampler the epoch;
     the state is loaded before that. Subclasses make their loaders with `make_loader`.
-
-    Attributes:
-        batch_size: images in a batch over all devices.
-        num_workers: processes that prepare batches, per device.
-        seed: seed of the order.
-        validation_images: how many there are; known once the data were checked.
     """
 
-    batch_size: int
-    num_workers: int
-    seed: int
-    validation_images = 0
+    batch_size: int  # images in a batch over all devices
+    num_workers: int  # processes that prepare batches, per device
+    seed: int  # of the order
+    validation_images = 0  # known once the data were checked
     _resumed_at = (0, 0)  # epoch, and batches of it that are done
 
     def state_dict(self) -> dict[str, Any]:
@@ -116,9 +110,6 @@ class ResumableDataModule(L.LightningDataModule):
             dataset: what to serve.
             training: shuffle, leave out what does not fill a batch, and go on where the loaded state says.
             collate_fn: makes a batch of what the data set returns; None stacks tensors.
-
-        Raises:
-            ValueError: `batch_size` cannot be divided among the devices, or exceeds the training images.
         """
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         length = len(dataset)  # type: ignore[arg-type]
@@ -126,11 +117,10 @@ class ResumableDataModule(L.LightningDataModule):
             raise ValueError(f"batch_size is {self.batch_size}, expected a multiple of the {world_size} devices")
         if training and length < self.batch_size:
             raise ValueError(f"batch_size is {self.batch_size}, expected at most the {length} training images")
-        if training:
-            self.training_batches = length // self.batch_size
         per_device = self.batch_size // world_size
         sampler = EpochSampler(length, self.seed, training, rank, world_size, drop_remainder=training)
         if training:
+            self.training_batches = length // self.batch_size
             epoch, batches = self._resumed_at
             if self.trainer is not None and self.trainer.current_epoch > epoch:  # a loader made anew in a later epoch
                 epoch, batches = self.trainer.current_epoch, 0

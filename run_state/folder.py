@@ -18,36 +18,27 @@ from pathlib import Path
 from typing import Any
 
 from run_state.identity import original_of, read_record
-from run_state.may_differ import changed_settings, flatten, may_differ, read_config
+from run_state.may_differ import changed_settings, flatten, may_differ
+from storage.reading import read_mapping
 
 NEWEST_FIRST = ("latest.ckpt", "previous.ckpt", "best.ckpt")
 _CHOSEN = "SUPERFER_RUN_FOLDER"  # tells the folder to the processes that Lightning starts for the other devices
 
 
 def find_run(path: str | Path) -> Path:
-    """Return the run folder that `path` is, or lies in.
-
-    Raises:
-        FileNotFoundError: There is none.
-    """
+    """Return the run folder that `path` is, or lies in; a FileNotFoundError says what was expected."""
     path = Path(path)
     resolved = path.resolve()
     for folder in (resolved, *list(resolved.parents)[:2]):
         if (folder / "config.yaml").is_file():
             return folder
     what = "holds no config.yaml" if path.exists() else "does not exist"
-    raise FileNotFoundError(
-        f"{path} {what}; expected a run folder (runs/<experiment>/<time>_s<seed>) or a checkpoint in one"
-        + _runs_inside(path)
-    )
+    expected = "a run folder (runs/<experiment>/<time>_s<seed>) or a checkpoint in one"
+    raise FileNotFoundError(f"{path} {what}; expected {expected}{_runs_inside(path)}")
 
 
 def find_checkpoint(path: str | Path, names: Sequence[str] = ("best.ckpt", "latest.ckpt")) -> Path:
-    """Return a checkpoint file: `path` itself, or the first of `names` in the run folder `path`.
-
-    Raises:
-        FileNotFoundError: There is none.
-    """
+    """Return a checkpoint file: `path` itself, or the first of `names` that the run folder `path` has."""
     path = Path(path)
     files = [path / "checkpoints" / name for name in names] if path.is_dir() else [path]
     for file in files:
@@ -67,23 +58,23 @@ def _runs_inside(path: Path) -> str:
     return f"; {path} holds the runs {', '.join(runs[-5:])}: name one of them" if runs else ""
 
 
-def newest_run(experiment: Path, seed: int, settings: Mapping[str, Any], allowed: Sequence[str] = ()) -> Path | None:
-    """Return the run in `runs/<experiment>` with this seed and these settings to go on with, or None.
+def newest_run(settings: Mapping[str, Any], allowed: Sequence[str] = ()) -> Path | None:
+    """Return the run with these settings, seed and experiment included, to go on with, or None.
 
     Those that are not finished come first, then the one started last, as `run.json` says: times of files change with
     copies. A copy of a run that is still there does not count.
     """
     found: list[tuple[datetime, bool, Path, str]] = []
-    for run in sorted(path.parent for path in experiment.glob("*/run.json")):
+    for run in sorted(path.parent for path in Path(settings["runs"], settings["experiment"]).glob("*/run.json")):
         if _chosen_folder() not in (None, run.resolve()):
             continue
         try:
             record = read_record(run)
-            if record["seed"] != seed or not can_go_on(run, record):
+            if record["seed"] != settings["seed_everything"] or not can_go_on(run, record):
                 continue
             if original := original_of(run, record):
                 raise ValueError(f"it is a copy of {original}")
-            changes = changed_settings(read_config(run), settings, "resume", allowed)
+            changes = changed_settings(read_mapping(run / "config.yaml"), settings, "resume", allowed)
         except (ValueError, OSError) as error:
             print(f"{run} is skipped: {error}", file=sys.stderr, flush=True)
             continue
@@ -103,22 +94,13 @@ def can_go_on(run: Path, record: Mapping[str, Any]) -> bool:
 def new_run_folder(root: str | Path, experiment: str, seed: int) -> Path:
     """Choose the folder of a run, the same for all of its processes, and make it.
 
-    It is named after the time; under torchrun or srun, where every process comes here on its own, after the job.
-
-    Args:
-        root: folder of all runs.
-        experiment: its name.
-        seed: of the run.
-
-    Raises:
-        ValueError: The job has no name, or its folder holds a run already.
+    It is named after the time; under torchrun or srun, where every process comes here on its own, after the job, of
+    which a run must not be there yet.
     """
-    chosen = _chosen_folder()
-    if chosen:
+    if chosen := _chosen_folder():
         return chosen
     parent = Path(root) / experiment
-    job = _job()
-    if job:
+    if job := _job():
         folder = parent / f"{job}_s{seed}"
         # It is written once all processes of a job are past this point.
         if (folder / "run.json").is_file():
@@ -139,9 +121,7 @@ def _job() -> str | None:
     """Name of the job whose processes torchrun or srun started; None where Lightning starts them, or there is one."""
     job = os.environ.get("TORCHELASTIC_RUN_ID")
     if job == "none":
-        raise ValueError(
-            "torchrun needs a name for the job, which names the run folder: add --rdzv-id=NAME or --standalone"
-        )
+        raise ValueError("torchrun needs a name for the job and its run folder: add --rdzv-id=NAME or --standalone")
     if job is None and int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ:
         job = f"{os.environ['SLURM_JOB_ID']}.{os.environ.get('SLURM_STEP_ID', '0')}"
     return job
@@ -173,13 +153,10 @@ def _chosen_folder() -> Path | None:
 
 @contextmanager
 def lock(folder: Path, name: str = ".lock", what: str = "") -> Iterator[None]:
-    """Keep other trainings out of a run folder.
+    """Keep other trainings out of a run folder; a ValueError names the process that is in it.
 
     The lock is the kernel's and goes with the process, however it ends. (That of a lost machine goes when the file
     server gives it up.) Not `flock`, which workers that outlive a killed training would go on holding.
-
-    Raises:
-        ValueError: Another process holds it.
     """
     with (folder / name).open("a+") as file:
         try:
@@ -188,10 +165,8 @@ def lock(folder: Path, name: str = ".lock", what: str = "") -> Iterator[None]:
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 file.seek(0)
                 holder = file.read().strip() or "another process"
-                raise ValueError(
-                    f"{what or folder} is in use by {holder}; wait for it, or stop it (if that machine is gone, "
-                    f"delete {folder / name})"
-                ) from error
+                hint = f"wait for it, or stop it (if that machine is gone, delete {folder / name})"
+                raise ValueError(f"{what or folder} is in use by {holder}; {hint}") from error
             # a file system without locks
         file.truncate(0)
         file.write(f"process {os.getpid()} on {platform.node()}\n")
@@ -200,13 +175,10 @@ def lock(folder: Path, name: str = ".lock", what: str = "") -> Iterator[None]:
 
 
 @contextmanager
-def only_auto(experiment: Path, settings: Mapping[str, Any]) -> Iterator[None]:
-    """Keep another `--resume auto` with these settings out: two that start at once would make two runs.
-
-    Raises:
-        ValueError: Another process is training with them.
-    """
+def only_auto(settings: Mapping[str, Any]) -> Iterator[None]:
+    """Keep another `--resume auto` with these settings out: two that start at once would make two runs."""
     kept = sorted((key, repr(value)) for key, value in flatten(settings).items() if not may_differ(key, "resume"))
+    experiment = Path(settings["runs"], settings["experiment"])
     experiment.mkdir(parents=True, exist_ok=True)
     name = f".auto-{hashlib.sha256(str(kept).encode()).hexdigest()[:12]}"
     with lock(experiment, name, f"a run in {experiment} with these settings"):
@@ -223,9 +195,6 @@ def status(folder: Path) -> str:
     """Return how a run ended, or "running"; "died" if it never said how, which its free lock shows.
 
     Not for the process that trains the run: closing any handle of the file frees the kernel's lock.
-
-    Raises:
-        ValueError: `run.json` is missing or damaged.
     """
     recorded = str(read_record(folder)["status"])
     if recorded != "running":

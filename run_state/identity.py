@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from storage.atomic import write_atomically
-from storage.reading import parse_json, read_text
+from storage.reading import read_mapping
 
 _WORD = re.compile(r"[\w.+=-]{1,64}")
 
@@ -42,21 +42,12 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """Return the content of `run.json`.
-
-    Raises:
-        ValueError: It is missing or damaged, or an earlier version wrote it.
-    """
+    """Return the content of `run.json`; a ValueError says what is wrong with it, such as an earlier version."""
     path = folder / "run.json"
     if not path.is_file():
         kind = "has no run.json" if folder.is_dir() else "is not a folder"
         raise ValueError(f"{folder} {kind}, expected a run folder such as runs/<experiment>/<time>_s<seed>")
-    try:
-        record = parse_json(read_text(path))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); restore it, or start the run anew") from error
-    if not isinstance(record, dict):
-        raise ValueError(f"{path} holds a {type(record).__name__}, expected a mapping; restore it, or start anew")
+    record = read_mapping(path)
     if "run_id" not in record:
         raise ValueError(f"{path} has no run_id: an earlier version wrote it, whose runs can only be trained anew")
     for name, (is_valid, expected) in _FIELDS.items():
@@ -75,14 +66,9 @@ def original_of(folder: Path, record: dict[str, Any]) -> Path | None:
 
 
 def detach_copy(folder: Path) -> None:
-    """Give a copied run a name and a W&B run of its own before it goes on: two folders must not write one W&B run.
-
-    Raises:
-        ValueError: `run.json` is missing or damaged.
-    """
+    """Give a copied run a name and a W&B run of its own before it goes on: two folders must not write one W&B run."""
     record = read_record(folder)
-    original = original_of(folder.resolve(), record)
-    if original:
+    if original := original_of(folder.resolve(), record):
         record |= {"folder": folder.resolve().name, "wandb_id": uuid.uuid4().hex[:8]}
         write_atomically(folder / "run.json", json.dumps(record, indent=1) + "\n")
         print(f"{folder} is a copy of {original}: it goes on as a run of its own, also in W&B", flush=True)

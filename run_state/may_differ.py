@@ -4,8 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from storage.reading import parse_yaml, read_text
-
 Purpose = Literal["resume", "test", "compare"]
 
 # Setting, as it is named in config.yaml, with all that is below it: for what it may differ. What is not named must not
@@ -62,22 +60,6 @@ def may_differ(name: str, purpose: Purpose, allowed: Sequence[str] = ()) -> bool
     return any(f"{name}.".startswith(f"{setting}.") for setting in free)
 
 
-def read_config(run: Path) -> dict[str, Any]:
-    """Return the settings in `config.yaml` of a run.
-
-    Raises:
-        ValueError: It is missing or damaged.
-    """
-    path = run / "config.yaml"
-    try:
-        settings = parse_yaml(read_text(path)) or {}
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read ({error})") from error
-    if not isinstance(settings, dict):
-        raise ValueError(f"{path} holds a {type(settings).__name__}, expected key: value pairs")
-    return settings
-
-
 def changed_settings(
     before: Mapping[str, Any], now: Mapping[str, Any], purpose: Purpose, allowed: Sequence[str] = ()
 ) -> list[str]:
@@ -94,17 +76,11 @@ def changed_settings(
 def refuse_changes(
     run: Path, before: Mapping[str, Any], now: Mapping[str, Any], purpose: Purpose, allowed: Sequence[str] = ()
 ) -> None:
-    """Refuse to resume or test a run with other settings than its checkpoint was trained with (`before`).
-
-    Raises:
-        ValueError: Settings differ, or an allowed one does not exist.
-    """
+    """Refuse to resume or test a run with other settings than its checkpoint was trained with (`before`)."""
     for name in allowed:
         if not any(f"{setting}.".startswith(f"{name}.") for setting in flatten(now)):
-            raise ValueError(
-                f"--allow_change {name}: there is no such setting; expected a name as in config.yaml, for instance "
-                "model.init_args.optimizer.lr"
-            )
+            expected = "a name as in config.yaml, for instance model.init_args.optimizer.lr"
+            raise ValueError(f"--allow_change {name}: there is no such setting; expected {expected}")
     changes = changed_settings(before, now, purpose, allowed)
     if changes:
         shown = "; ".join(changes[:2]) + (f"; and {len(changes) - 2} more" if len(changes) > 2 else "")

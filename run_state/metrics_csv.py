@@ -11,6 +11,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from storage.atomic import write_atomically
+from storage.reading import read_table
 
 Row = Mapping[str, Any]
 
@@ -67,32 +68,12 @@ class MetricsCSV(Logger):
 
 
 def read_rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    """Return the columns of `metrics.csv` and its rows, without any that was being written when the power went.
-
-    Raises:
-        ValueError: The file is no CSV.
-    """
-    if not path.is_file():
-        return [], []
-    try:
-        text = path.read_text()
-        reader = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1], newline=""))
-        rows = [row for row in reader if None not in row and None not in row.values()]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path} cannot be read ({error}); restore it, or move it away to log anew") from error
-    return list(reader.fieldnames or ()), rows
+    """Return the columns of `metrics.csv` and its rows; a run that has logged nothing yet has none."""
+    return read_table(path) if path.exists() else ([], [])
 
 
 def cut_back(path: Path, global_step: int) -> None:
-    """Remove the rows of `metrics.csv` that were logged after a checkpoint: they will be logged again.
-
-    Args:
-        path: the file; it may be missing.
-        global_step: optimiser steps that the checkpoint has behind it.
-
-    Raises:
-        ValueError: The file is no CSV.
-    """
+    """Remove the rows of `metrics.csv` that were logged after a checkpoint at a step: they will be logged again."""
     columns, rows = read_rows(path)
     if columns:
         _write(path, columns, [row for row in rows if row["step"].isdigit() and int(row["step"]) < global_step])

@@ -20,9 +20,7 @@ _MISSPELT = re.compile(
 def tell(message: str, names: Iterable[str] = ()) -> str:
     """Return the reason among the words of a parser, with the nearest name where one is misspelt.
 
-    Args:
-        message: what the parser says.
-        names: of its options, without dashes.
+    The `names` are those of its options, without dashes.
     """
     lines = [line.strip(" -") for line in message.splitlines()]
     reasons = [line for line in lines if line and not _FRAME.match(line)]

@@ -45,8 +45,7 @@ class Preemption:
     def listening(self, trainer: "L.Trainer | None" = None) -> Iterator[None]:
         """Take the signals, and pass them on to the processes that a trainer has started for other devices.
 
-        Raises:
-            PreemptedError: On the first signal, unless it is `deferred`. Further signals change nothing.
+        The first one raises PreemptedError, unless that is `deferred`; further ones change nothing.
         """
         if threading.current_thread() is not threading.main_thread():
             yield

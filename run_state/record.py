@@ -38,17 +38,12 @@ def data_identity(data: Any) -> dict[str, str | None]:
 
 
 def check_same_data(folder: Path, data: Any) -> None:
-    """Refuse to resume or test a run with other pixels than it was trained on.
-
-    Raises:
-        ValueError: `run.json` of the folder names another arm, data set or generator, or cannot be read.
-    """
+    """Refuse to resume or test a run with other pixels than it was trained on: another arm, data set or generator."""
     saved = read_record(folder)
     for key, value in data_identity(data).items():
         if saved.get(key) != value:
-            raise ValueError(
-                f"{folder / 'run.json'}: {key} is {saved.get(key)!r}, but what is configured now has {value!r}"
-            )
+            found = f"{key} is {saved.get(key)!r}, but what is configured now has {value!r}"
+            raise ValueError(f"{folder / 'run.json'}: {found}")
 
 
 class RunRecord(L.Callback):
@@ -57,31 +52,24 @@ class RunRecord(L.Callback):
     The W&B run id is there from the start, so that a killed run can be resumed under the same id. Every checkpoint
     says whose it is, and which settings it was trained with. A test leaves both files as they are, and so does a resume
     that finds nothing left to train.
-
-    Args:
-        config: the configuration, as YAML.
-        checkpoint: where a resumed training goes on.
     """
 
     def __init__(self, config: str, checkpoint: RunCheckpoint | None = None) -> None:
-        self.config, self.checkpoint = config, checkpoint
+        self.config, self.checkpoint = config, checkpoint  # as YAML; where a resumed training goes on
         self._settings: dict[str, Any] = yaml.safe_load(config)
         self._record: dict[str, Any] = {}  # of the training under way
         self._begun = False  # and written
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if not trainer.is_global_zero:
-            return
-        folder = Path(trainer.default_root_dir)
-        earlier = read_record(folder) if (folder / "run.json").is_file() else {}
-        if stage == "fit":
-            self._record = self._describe(trainer, pl_module, earlier)
+        if trainer.is_global_zero and stage == "fit":
+            self._folder = Path(trainer.default_root_dir)
+            self._record = self._describe(trainer, pl_module)
             if self.checkpoint is None:
-                self._begin(trainer)  # before a cache is filled: a kill leaves a run that can begin again
+                self._begin()  # before a cache is filled: a kill leaves a run that can begin again
 
-    def _describe(self, trainer: L.Trainer, module: L.LightningModule, earlier: Mapping[str, Any]) -> dict[str, Any]:
-        data, checkpoint = trainer.datamodule, self.checkpoint  # type: ignore[attr-defined]
-        config = self._settings
+    def _describe(self, trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:
+        data, checkpoint, config = trainer.datamodule, self.checkpoint, self._settings  # type: ignore[attr-defined]
+        earlier = read_record(self._folder) if (self._folder / "run.json").is_file() else {}
         weights = {
             name: earlier.get(name) if checkpoint else _identify(config["model"].get("init_args", {}).get(name))
             for name in INITIAL_WEIGHTS
@@ -95,7 +83,7 @@ class RunRecord(L.Callback):
         }
         return {
             "run_id": earlier.get("run_id", uuid.uuid4().hex),
-            "folder": Path(trainer.default_root_dir).resolve().name,
+            "folder": self._folder.resolve().name,
             "experiment": config["experiment"],
             "seed": config["seed_everything"],
             **wandb_identity(earlier),
@@ -108,51 +96,47 @@ class RunRecord(L.Callback):
             "status": "running",
         }
 
-    def _begin(self, trainer: L.Trainer) -> None:
+    def _begin(self) -> None:
         self._begun = True
-        write_atomically(Path(trainer.default_root_dir) / "config.yaml", self.config)
-        self._write(trainer)
+        write_atomically(self._folder / "config.yaml", self.config)
+        self._write()
 
-    def _write(self, trainer: L.Trainer) -> None:
-        write_atomically(Path(trainer.default_root_dir) / "run.json", json.dumps(self._record, indent=1) + "\n")
+    def _write(self) -> None:
+        write_atomically(self._folder / "run.json", json.dumps(self._record, indent=1) + "\n")
 
-    def _end(self, trainer: L.Trainer, status: str) -> None:
+    def _end(self, status: str) -> None:
         if self._begun:
             self._record |= {"status": status, "ended": _now()}
-            self._write(trainer)
+            self._write()
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         if self._record:  # on the process that writes
             names = ("run_id", "arm", "seed", "data_fingerprint", "generator_fingerprint")
-            identity = {name: self._record[name] for name in names}
-            checkpoint["run"] = identity | {"settings": self._settings}
+            checkpoint["run"] = {name: self._record[name] for name in names} | {"settings": self._settings}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.is_global_zero:  # a finished run that is "resumed" does not come here
             if self.checkpoint:
-                self._begin(trainer)
+                self._begin()
                 _name_other_conditions(*self._record["starts"][-2:])
-            folder = Path(trainer.default_root_dir)
-            for results in (*folder.glob("metrics_*.json"), *folder.glob("predictions_*.csv")):
+            for results in (*self._folder.glob("metrics_*.json"), *self._folder.glob("predictions_*.csv")):
                 results.unlink()  # of a checkpoint that this training goes beyond
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._record and not self._begun:
-            print(f"{trainer.default_root_dir} is finished: nothing is left to train", flush=True)
-            self._record = read_record(Path(trainer.default_root_dir))
+            print(f"{self._folder} is finished: nothing is left to train", flush=True)
+            self._record = read_record(self._folder)
             self._begun = self._record["status"] != "finished"  # it was killed after its last checkpoint
-        self._end(trainer, "finished")
+        self._end("finished")
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         orderly = {KeyboardInterrupt: "interrupted", PreemptedError: "preempted", StoppedError: "finished"}
         if type(exception) not in orderly:  # on every rank: the first line is that of the culprit
-            place = (
-                f"rank {trainer.global_rank}, epoch {trainer.current_epoch}, batch {trainer.fit_loop.total_batch_idx}"
-            )
-            words = " ".join(str(exception).split())
-            print(f"{place}: {type(exception).__name__}: {words}", file=sys.stderr, flush=True)
+            rank, epoch, batch = trainer.global_rank, trainer.current_epoch, trainer.fit_loop.total_batch_idx
+            words = f"{type(exception).__name__}: {' '.join(str(exception).split())}"
+            print(f"rank {rank}, epoch {epoch}, batch {batch}: {words}", file=sys.stderr, flush=True)
         with contextlib.suppress(OSError):  # on a full disk that is what is being reported
-            self._end(trainer, orderly.get(type(exception), f"failed: {type(exception).__name__}"))
+            self._end(orderly.get(type(exception), f"failed: {type(exception).__name__}"))
 
 
 def _name_other_conditions(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -8,7 +8,6 @@ Offline, nothing is kept for W&B: the run folder has everything.
 Pictures lie in `<run folder>/<kind>/batch_<number>.png` and go with the row of their validation.
 """
 
-import json
 import os
 import sys
 import uuid
@@ -19,12 +18,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import lightning as L
-import yaml
 
 from run_state.folder import lock
 from run_state.identity import detach_copy, read_record
 from run_state.metrics_csv import Row, read_rows
 from run_state.preemption import EXIT_REQUEUE
+from storage.reading import read_mapping
 
 if TYPE_CHECKING:  # imported when W&B is used: everything else works without it
     import wandb
@@ -32,46 +31,32 @@ if TYPE_CHECKING:  # imported when W&B is used: everything else works without it
 PROJECT = "superfer"
 TIMEOUT_S = 60.0  # of the first and the last words with W&B; without network the last would take for ever
 WandbMode = Literal["online", "offline", "disabled"]
-_MODES: dict[str, WandbMode] = {
-    "online": "online",
-    "run": "online",
-    "offline": "offline",
-    "dryrun": "offline",
-    "disabled": "disabled",
-}
+_MODES: dict[str, WandbMode] = {"online": "online", "offline": "offline", "disabled": "disabled"}
+_MODES |= {"run": "online", "dryrun": "offline"}  # W&B's older names
 # What is logged once an epoch, by whether the run has an arm. A generator is validated every so many batches.
 _ONCE_AN_EPOCH = {True: ("train/*", "val/*", "perf/*"), False: ("perf/*",)}
 _IN_EVERY_STEP = {True: ("lr-*", "grad_norm*"), False: ("lr-*", "grad_norm*", "train/*", "val/*")}
 
 
 def wandb_mode() -> WandbMode:
-    """Return how W&B is to run: as `WANDB_MODE` says, else online if there is a key.
-
-    Raises:
-        ValueError: The mode does not exist; or online is asked for, but there is no key.
-    """
-    asked = os.environ.get("WANDB_MODE", "")
-    if asked and asked not in _MODES:
-        raise ValueError(f"WANDB_MODE is {asked!r}, expected one of {', '.join(_MODES)}")
+    """Return how W&B is to run: as `WANDB_MODE` says, else online if there is a key."""
+    asked = os.environ.get("WANDB_MODE")
     if not asked:
         return "online" if find_spec("wandb") and _logged_in() else "offline"
+    if asked not in _MODES:
+        raise ValueError(f"WANDB_MODE is {asked!r}, expected one of {', '.join(_MODES)}")
     if _MODES[asked] == "online":
         require_key()
     return _MODES[asked]
 
 
 def require_key() -> None:
-    """Refuse to go on without W&B's package or a key; W&B itself would ask at the terminal.
-
-    Raises:
-        ValueError: Something is missing.
-    """
+    """Refuse to go on without W&B's package or a key; W&B itself would ask at the terminal."""
     if not find_spec("wandb"):
         raise ValueError("wandb is not installed; pip install wandb")
     if not _logged_in():
-        raise ValueError(
-            "W&B has no key; set WANDB_API_KEY, log in with `wandb login`, or train with WANDB_MODE=offline"
-        )
+        ways = "set WANDB_API_KEY, log in with `wandb login`, or train with WANDB_MODE=offline"
+        raise ValueError(f"W&B has no key; {ways}")
 
 
 def _logged_in() -> bool:
@@ -84,10 +69,9 @@ def _logged_in() -> bool:
 
 
 def wandb_identity(earlier: Mapping[str, Any]) -> dict[str, str | None]:
-    """Return which run in W&B a training belongs to: what `run.json` says, else what the environment asks for.
+    """Return which run in W&B a training belongs to: what an earlier `run.json` says, else what the environment does.
 
-    Args:
-        earlier: `run.json`; empty in a new run. An agent of a sweep chooses the id, whatever it says.
+    An agent of a sweep chooses the id, whatever is there.
     """
     sweep = os.environ.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in os.environ else None
     return {
@@ -129,16 +113,11 @@ class WandbMirror(L.Callback):
             print(f"warning: {error}; training goes on without it", file=sys.stderr, flush=True)
 
     def open(self) -> None:
-        """Open the run, and send what W&B does not have.
-
-        Raises:
-            WandbError: W&B cannot be reached, or refuses.
-            ValueError: A file of the run folder is damaged.
-        """
+        """Open the run, and send what W&B does not have; a WandbError says that it cannot be reached, or refuses."""
         import wandb
 
         record = read_record(self.folder)
-        settings: dict[str, Any] = yaml.safe_load((self.folder / "config.yaml").read_text())
+        settings = read_mapping(self.folder / "config.yaml")
         self._monitor, self._mode = settings["best"]["monitor"], settings["best"]["mode"]
         rows, results = read_rows(self.folder / "metrics.csv")[1], _results(self.folder)
         try:
@@ -214,12 +193,7 @@ class WandbMirror(L.Callback):
 
 
 def upload(folder: Path) -> None:
-    """Send what W&B does not have of a run that is not being trained.
-
-    Raises:
-        WandbError: W&B cannot be reached, refuses, or has not got everything.
-        ValueError: The run is being trained (its process sends it), or its folder is damaged.
-    """
+    """Send what W&B does not have of a run that is not being trained; a WandbError says that it has not got it all."""
     mirror = WandbMirror(folder, online=True)
     with lock(folder):
         detach_copy(folder)
@@ -234,7 +208,7 @@ def _results(folder: Path) -> dict[str, float]:
     """Return the figures of every test by the majority rule, as "test/acc" and "test/acc_without_train_duplicates"."""
     figures = {}
     for path in sorted(folder.glob("metrics_*.json")):
-        report = json.loads(path.read_text())
+        report = read_mapping(path)
         prefix = "test" if report["split"] == "test" else f"tested_on_{report['split']}"
         for subset, suffix in (("all", ""), ("without_train_duplicates", "_without_train_duplicates")):
             for name, value in report["rules"]["majority"][subset].items():

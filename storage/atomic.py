@@ -12,8 +12,11 @@ from pathlib import Path
 _LEFTOVER_AGE = 24 * 3600.0  # seconds after which no living process can still be writing a temporary file
 
 
-def write_atomically(path: Path, data: bytes | memoryview | str) -> None:
-    """Write a file under a temporary name beside it, flush it to the disk and rename it."""
+def write_atomically(path: Path, data: bytes | memoryview | str, kept_as: Path | None = None) -> None:
+    """Write a file under a temporary name beside it, flush it to the disk and rename it.
+
+    The file that it replaces is then found under the name `kept_as`.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
     try:
@@ -21,10 +24,22 @@ def write_atomically(path: Path, data: bytes | memoryview | str) -> None:
             file.write(data.encode() if isinstance(data, str) else data)
             file.flush()
             os.fsync(file.fileno())
+        if kept_as and path.is_file():  # only now: it may be the only one that is intact
+            _name_again(path, kept_as)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _name_again(path: Path, name: Path) -> None:
+    """Give a file a second name, which it keeps when the first is replaced."""
+    link = _temporary(name)
+    try:
+        os.link(path, link)
+    except OSError:  # a file system without links
+        shutil.copyfile(path, link)
+    link.replace(name)
 
 
 def check_writable(folder: Path) -> None:

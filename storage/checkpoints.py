@@ -43,9 +43,7 @@ def read_checkpoint(path: str | Path) -> dict[str, object]:
         file, the tensors as `state_dict`, beside what its metadata holds.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        CheckpointError: the file holds anything but a dictionary of tensors, plain containers and numpy scalars, or
-            is damaged.
+        CheckpointError: the file is damaged, or holds anything but a dictionary of plain types.
     """
     path = Path(path)
     if not path.is_file():

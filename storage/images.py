@@ -10,11 +10,7 @@ _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by the type of colour
 
 
 def open_image(content: bytes, formats: list[str] | tuple[str, ...]) -> Image.Image:
-    """Open a picture as Pillow does, without decoding it yet; refuse a PNG that `check_png` refuses.
-
-    Raises:
-        Exception: About any, since damaged bytes can make Pillow fail in any way.
-    """
+    """Open a picture as Pillow does (which fails in any way at damaged bytes), without decoding it yet; check a PNG."""
     image = Image.open(io.BytesIO(content), formats=formats)
     if image.format == "PNG":
         check_png(content)

@@ -4,9 +4,12 @@ A named pipe in the place of a file would be waited for without end. YAML takes 
 word, a few lines with aliases stand for gigabytes, and its C parser dies of deep nesting.
 """
 
+import csv
+import io
 import json
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +20,7 @@ _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def read_bytes(path: str | Path) -> bytes:
-    """Return the content of a regular file.
-
-    Raises:
-        OSError: It is missing, a folder, or cannot be read.
-        ValueError: It is a pipe or a device.
-    """
+    """Return the content of a regular file; a pipe or a device is a ValueError."""
     with open(path, "rb", opener=_open_at_once) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise ValueError(f"{path} is not a regular file")
@@ -34,33 +32,52 @@ def _open_at_once(path: str, flags: int) -> int:
 
 
 def read_text(path: str | Path) -> str:
-    """Return the text of a regular file in UTF-8.
-
-    Raises:
-        OSError: It is missing, a folder, or cannot be read.
-        ValueError: It is a pipe or a device, or not UTF-8.
-    """
+    """Return the text of a regular file; what is not UTF-8 is a ValueError, too."""
     return read_bytes(path).decode()
 
 
-def parse_json(text: str) -> Any:
-    """Parse JSON.
-
-    Raises:
-        ValueError: It is none, or nested too deeply.
-    """
+def read_mapping(path: Path) -> dict[str, Any]:
+    """Return the mapping in a JSON or YAML file; anything else, or none, is a ValueError that names the file."""
     try:
-        return json.loads(text)
-    except RecursionError:
-        raise ValueError("the JSON is nested too deeply") from None
+        text = read_text(path)
+        content = json.loads(text) if path.suffix == ".json" else parse_yaml(text)
+    except (OSError, ValueError, RecursionError) as error:
+        raise _unreadable(path, error) from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}, expected a mapping")
+    return content
+
+
+def read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """Return the columns and rows of a CSV file, without rows that were being written when the power went."""
+    try:
+        text = read_text(path)
+        reader = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1], newline=""))
+        rows = [row for row in reader if None not in row and None not in row.values()]
+    except (OSError, ValueError, csv.Error) as error:
+        raise _unreadable(path, error) from error
+    return list(reader.fieldnames or ()), rows
+
+
+def _unreadable(path: Path, error: Exception) -> ValueError:
+    if isinstance(error, FileNotFoundError):
+        return ValueError(f"{path} is missing: the run did not finish, or its folder was copied in part")
+    reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+    return ValueError(f"{path} cannot be read ({reason}); restore it")
+
+
+def csv_rows(path: Path) -> Iterator[tuple[str, list[str]]]:
+    """Yield the rows of a CSV file that are not blank, with their places for messages: "PATH, line 3"."""
+    try:
+        reader = csv.reader(io.TextIOWrapper(io.BytesIO(read_bytes(path)), encoding="utf-8-sig", newline=""))
+        for row in filter(None, reader):
+            yield f"{path}, line {reader.line_num}", row
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path}: not a readable CSV file ({error})") from error
 
 
 def parse_yaml(text: str) -> Any:
-    """Parse plain YAML, without what `check_yaml` refuses.
-
-    Raises:
-        ValueError: With the reason in one line.
-    """
+    """Parse plain YAML, without what `check_yaml` refuses; a ValueError has the reason in one line."""
     check_yaml(text)
     try:
         return yaml.safe_load(text)
@@ -69,11 +86,7 @@ def parse_yaml(text: str) -> Any:
 
 
 def check_yaml(text: str) -> None:
-    """Refuse YAML with a key twice in one mapping, that is too large or too deep, or that contains itself.
-
-    Raises:
-        ValueError: With the reason in one line.
-    """
+    """Refuse YAML with a key twice in one mapping, that is too large or too deep, or that contains itself."""
     if len(text) > MAX_YAML_CHARACTERS:
         raise ValueError(f"the YAML has {len(text):,} characters, expected at most {MAX_YAML_CHARACTERS:,}")
     try:

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from commands.console import keep_freed_memory
+from commands.libraries import keep_freed_memory
 from datamodules.faces.batches import complete_batch
 from models.dic import DIC, SCALE, denormalise, normalise
 from models.heatmaps import HEATMAP_STRIDE

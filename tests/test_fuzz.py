@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from commands.cli import SuperFERCLI
-from commands.console import refusals
+from commands.ending import refusals
 from comparison.reading import read_runs
 from comparison.recomputing import check_figures
 from datamodules.faces.annotations import FaceError, find_faces, read_pts
@@ -29,10 +29,10 @@ from datamodules.image_folder import UpscaleTask, largest_first, read_batches
 from models.dic import DIC
 from run_state.folder import share_with_children
 from run_state.identity import read_record
-from run_state.may_differ import read_config
 from run_state.metrics_csv import cut_back
 from storage.checkpoints import CheckpointError, read_checkpoint, safetensors_bytes
 from storage.pickles import load_plain_pickle
+from storage.reading import read_mapping
 from tests.comparison.test_compare import right_except, write_run
 from tests.datamodules.faces.face_writers import points, write_csv, write_face, write_pkl, write_pts
 from tests.datamodules.ferplus.ferplus_writers import MIXED, write_folders, write_kaggle
@@ -271,7 +271,7 @@ def test_run_folder(change: Callable[[bytes], bytes], name: str) -> None:
         for read in (
             lambda: check_figures(read_runs([run])),
             lambda: read_record(run),
-            lambda: read_config(run),
+            lambda: read_mapping(run / "config.yaml"),
             lambda: cut_back(run / "metrics.csv", 2),
         ):
             try:

@@ -17,7 +17,7 @@ import yaml
 from PIL import Image
 
 import superfer
-from commands import compare, export, prepare, stages, synthetic, upload
+from commands import compare, export, prepare, synthetic, upload
 from commands.test import test as run_test
 from commands.train import train
 from commands.upscale import parse_options, upscale
@@ -96,17 +96,13 @@ def parse(name: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(upload, "send", lambda _: None)
         monkeypatch.setattr(upload, "require_key", lambda: None)
         upload.upload(words)
-    elif name == "stages":
-        monkeypatch.setattr(stages, "train", lambda args: parse("train", args, monkeypatch) or Path("earlier/run"))
-        monkeypatch.setattr(stages, "read_metrics", lambda *_: {})
-        assert len(stages.stages(words)) == 3
     else:
         assert name == "-m" and words[0] in ("venv", "pip"), f"what is {name} {' '.join(words)}?"
 
 
 def test_the_readme_has_commands() -> None:
     used = " ".join(commands())
-    verbs = ("superfer train", "superfer test", "superfer upscale", "superfer compare", "superfer stages")
+    verbs = ("superfer train", "superfer test", "superfer upscale", "superfer compare")
     assert all(name in used for name in ("make demo", "make test", "make torture", "torchrun", "sbatch", *verbs))
 
 

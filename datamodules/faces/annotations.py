@@ -10,9 +10,7 @@ What is wrong with one face is found when that face is read, so that it alone is
 file or folder is an error at once.
 """
 
-import csv
 import hashlib
-import io
 import math
 import os
 import re
@@ -28,12 +26,10 @@ from numpy.typing import NDArray
 
 from models.heatmaps import NUM_LANDMARKS
 from storage.pickles import load_plain_pickle
-from storage.reading import read_bytes, read_text
+from storage.reading import csv_rows, read_text
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
-
 CSV_HEADER = ("name", *(f"{axis}{point}" for point in range(NUM_LANDMARKS) for axis in "xy"))
-
 _PTS = re.compile(r"\s*version:\s*1\s+n_points:\s*\d+\s*\{(.*)\}\s*", re.DOTALL)
 
 ReadLandmarks = Callable[[], NDArray[np.float64]]  # 68,2 zero-based pixels, or a FaceError
@@ -56,11 +52,7 @@ class FaceFiles:
 
 
 def find_faces(root: Path, annotations: Path | None = None) -> FaceFiles:
-    """List a folder of face images with their landmarks, from a `.pkl` or `.csv`, or from `.pts` files beside them.
-
-    Raises:
-        ValueError: folder or file is missing, holds no landmarks, is damaged as a whole, or has one name twice.
-    """
+    """List a folder of face images with their landmarks, from a `.pkl` or `.csv`, or from `.pts` files beside them."""
     files = [Path(entry) for entry in _list(root)]
     images = _by_name((path.name, path) for path in files if path.suffix.lower() in IMAGE_SUFFIXES)
     readers = {".pkl": _read_pkl, ".csv": _read_csv}
@@ -114,9 +106,8 @@ def as_landmarks(values: Any, where: str) -> NDArray[np.float64]:
                 raise ValueError(f"found {x}, {y}")
             points.append((x, y))
     except (TypeError, ValueError, OverflowError) as error:
-        raise FaceError(
-            "unreadable landmarks", f"{where}, point {len(points)}: {str(error)[:100]}, expected two finite numbers"
-        ) from error
+        found = f"{where}, point {len(points)}: {str(error)[:100]}"
+        raise FaceError("unreadable landmarks", f"{found}, expected two finite numbers") from error
     if len(points) != NUM_LANDMARKS:
         raise FaceError("wrong number of landmarks", f"{where}: found {len(points)} points, expected {NUM_LANDMARKS}")
     return np.array(points)
@@ -129,20 +120,15 @@ def _number(value: Any) -> float:
 
 
 def read_pts(path: Path) -> NDArray[np.float64]:
-    """Read landmarks of the iBUG format: float64 68,2, (x, y) in image pixels, zero-based (the file's minus one).
-
-    Raises:
-        FaceError: the file is anything else.
-    """
+    """Read landmarks of the iBUG format: float64 68,2, (x, y) in image pixels, zero-based (the file's minus one)."""
     try:
         text = read_text(path)
         parts = _PTS.fullmatch(text)
         if parts is None:
             raise ValueError(f"found {reprlib.repr(text)}")
     except (OSError, ValueError) as error:
-        raise FaceError(
-            "unreadable landmarks", f"{path}: {error}, expected 'version: 1 n_points: 68 {{...}}'"
-        ) from error
+        expected = "'version: 1 n_points: 68 {...}'"
+        raise FaceError("unreadable landmarks", f"{path}: {error}, expected {expected}") from error
     return as_landmarks([line.split() for line in parts[1].splitlines() if line.strip()], str(path)) - 1
 
 
@@ -156,16 +142,13 @@ def _read_pkl(path: Path) -> Iterator[tuple[str, ReadLandmarks]]:
 
 
 def _read_csv(path: Path) -> Iterator[tuple[str, ReadLandmarks]]:
-    try:
-        rows = csv.reader(io.TextIOWrapper(io.BytesIO(read_bytes(path)), encoding="utf-8-sig", newline=""))
-        header = tuple(next(rows, ()))
-        if header != CSV_HEADER:
-            raise ValueError(f"{path}, line 1: found {reprlib.repr(','.join(header))}, expected name,x0,y0,...,x67,y67")
-        for row in filter(None, rows):
-            # One text: 200,000 faces are 250 MB, and gigabytes as separate words.
-            yield row[0], partial(_parse_row, ",".join(row[1:]), f"{path}, line {rows.line_num}")
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path}: not a CSV of landmarks ({error})") from error
+    rows = csv_rows(path)
+    _, header = next(rows, ("", []))
+    if tuple(header) != CSV_HEADER:
+        raise ValueError(f"{path}, line 1: found {reprlib.repr(','.join(header))}, expected name,x0,y0,...,x67,y67")
+    for place, (name, *cells) in rows:
+        # One text: 200,000 faces are 250 MB, and gigabytes as separate words.
+        yield name, partial(_parse_row, ",".join(cells), place)
 
 
 def _parse_row(text: str, where: str) -> NDArray[np.float64]:

@@ -16,7 +16,6 @@ from storage.images import open_image
 from storage.reading import read_bytes
 
 OUTSIDE_LIMIT = 0.25  # of the image's width or height, by which a landmark may lie outside; real faces stay far below
-
 _CHUNK = 64  # faces cut out before the first of them is passed on: at most 28 MB at 384 px
 
 
@@ -31,11 +30,7 @@ class FaceCrop:
 
 
 def read_image(path: Path) -> Image.Image:
-    """Open an 8-bit image as RGB.
-
-    Raises:
-        FaceError: the file is damaged, no image, or has more than 8 bits per channel.
-    """
+    """Open an 8-bit image as RGB; anything else is a FaceError."""
     try:
         with open_image(read_bytes(path), ("PNG", "JPEG", "BMP")) as image:  # others start programs, EPS for one
             if has_deep_colours(image):
@@ -85,11 +80,9 @@ def _cut_face(files: FaceFiles, name: str, size: int, margin: float, min_face_si
     if beyond.max() > OUTSIDE_LIMIT:
         point = int(beyond.max(axis=1).argmax())
         x, y = landmarks[point]
-        raise FaceError(
-            "landmarks outside the image",
-            f"{path}: point {point} is at ({x:g}, {y:g}), expected at most {OUTSIDE_LIMIT:.0%} outside the image of"
-            f" {image.width} x {image.height} px",
-        )
+        allowed = f"at most {OUTSIDE_LIMIT:.0%} outside the image of {image.width} x {image.height} px"
+        found = f"{path}: point {point} is at ({x:g}, {y:g})"
+        raise FaceError("landmarks outside the image", f"{found}, expected {allowed}")
     crop, moved = crop_face(image, landmarks, size, margin)
     return FaceCrop(crop, moved, side, digest_of(crop.tobytes())[:32])
 

@@ -31,10 +31,9 @@ from datamodules.image_folder import digest_of
 from datamodules.synthetic import SYNTHETIC_MARKER, is_synthetic
 from models.heatmaps import NUM_LANDMARKS
 from storage.atomic import replace_folder
-from storage.reading import parse_json, read_text
+from storage.reading import read_mapping
 
 FORMAT = "superfer-faces-1"
-
 IMAGES, LANDMARKS, MANIFEST = "images.npy", "landmarks.npy", "manifest.json"
 
 
@@ -96,9 +95,6 @@ def pack_faces(
 
     Faces that cannot be used are left out and listed, as are those whose crop has less than `min_face_size` original
     pixels a side. What is returned stays readable if another process replaces the folder.
-
-    Raises:
-        ValueError: an argument is impossible, the source is unusable as a whole, or no face is left.
     """
     check_crop(hr_size, margin)
     if not min_face_size >= 0:  # also refuses nan
@@ -160,11 +156,7 @@ def _describe(manifest: dict[str, Any]) -> str:
 
 
 def open_faces(root: Path, hr_size: int, margin: float) -> FaceSet:
-    """Open a prepared folder, or one of images with `.pts` files, which is packed first; images stay on disk.
-
-    Raises:
-        ValueError: the faces are of another size or margin, the folder is damaged, or no face in it can be used.
-    """
+    """Open a prepared folder, or one of images with `.pts` files, which is packed first; images stay on disk."""
     prepared = (root / MANIFEST).is_file() or (root / IMAGES).is_file()
     faces = (_open_prepared if prepared else _open_raw)(root, hr_size, margin)
     return replace(faces, summary=f"{root}: {faces.summary}")
@@ -190,7 +182,7 @@ def _open_prepared(root: Path, hr_size: int, margin: float, sources: str | None 
         for name in (IMAGES, LANDMARKS):
             if not (root / name).is_file():  # a pipe would be waited for
                 raise ValueError(f"{name} is not a regular file")
-        manifest = parse_json(read_text(root / MANIFEST))
+        manifest = read_mapping(root / MANIFEST)
         count, size = len(manifest["names"]), manifest["hr_size"]
         for name, kind in (("names", str), ("digests", str), ("crop_sides", float)):
             if [type(value) for value in manifest[name]] != [kind] * count or not isinstance(manifest[name], list):
@@ -213,9 +205,7 @@ def _open_prepared(root: Path, hr_size: int, margin: float, sources: str | None 
         reason = f"{type(error).__name__}: {str(error)[:200]}"
         raise ValueError(f"{root} is damaged ({reason}); prepare it again") from error
     if (size, manifest["margin"]) != (hr_size, margin):
-        raise ValueError(
-            f"{root} holds faces of {size} px with margin {manifest['margin']}, expected hr_size {hr_size} and"
-            f" crop_margin {margin}. Prepare such faces from {manifest['source']}: superfer prepare --faces FOLDER"
-            f" --out FOLDER --hr_size {hr_size} --margin {margin}"
-        )
+        found = f"{size} px with margin {manifest['margin']}, expected hr_size {hr_size} and crop_margin {margin}"
+        command = f"superfer prepare --faces FOLDER --out FOLDER --hr_size {hr_size} --margin {margin}"
+        raise ValueError(f"{root} holds faces of {found}. Prepare such faces from {manifest['source']}: {command}")
     return faces

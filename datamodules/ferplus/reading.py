@@ -3,8 +3,6 @@
 Anything wrong with a file raises a `ValueError` that names the file, the line and the value.
 """
 
-import csv
-import io
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,16 +14,12 @@ import numpy as np
 
 from datamodules.labels import VOTE_COLUMNS
 from storage.images import open_image
-from storage.reading import read_bytes
+from storage.reading import csv_rows, read_bytes
 
 FACE_SIZE = 48
-
 VOTES_FILE = "fer2013new.csv"
-
 FOLDERS = ("FER2013Train", "FER2013Valid", "FER2013Test")
-
 _USAGES = ("Training", "PublicTest", "PrivateTest")
-
 _MOST_VOTES = 1000
 
 
@@ -50,10 +44,8 @@ def read_kaggle(pixels_path: Path, votes_path: Path) -> Images:
         raise ValueError(f"{pixels_path} has {len(faces)} rows, {votes_path} has {len(rows)}; expected equally many")
     for row, (place, split, _) in zip(rows, faces, strict=True):
         if split != row.split:
-            raise ValueError(
-                f"{place}: Usage is {_USAGES[split]!r}, expected {_USAGES[row.split]!r} as in {row.place}; the rows of "
-                "both files must be in the same order"
-            )
+            usage = f"Usage is {_USAGES[split]!r}, expected {_USAGES[row.split]!r} as in {row.place}"
+            raise ValueError(f"{place}: {usage}; the rows of both files must be in the same order")
     return [(row, image) for row, (_, _, image) in zip(rows, faces, strict=True) if row.name]
 
 
@@ -82,20 +74,16 @@ def read_folders(root: Path) -> Images:
 
 def _records(path: Path, columns: tuple[str, ...], header: bool = True) -> Iterator[tuple[str, dict[str, str]]]:
     """Yield the rows of a CSV with their places, by column; Kaggle's two files have two orders, and spaces."""
-    try:
-        reader = csv.reader(io.TextIOWrapper(io.BytesIO(read_bytes(path)), encoding="utf-8-sig", newline=""))
-        if header:
-            found = tuple(name.strip() for name in next(reader, []))
-            if sorted(found) != sorted(columns):
-                raise ValueError(f"{path}: the header is {str(list(found))[:300]}, expected {list(columns)}")
-            columns = found
-        for row in filter(None, reader):  # no blank lines
-            place = f"{path}, line {reader.line_num}"
-            if len(row) != len(columns):
-                raise ValueError(f"{place}: {len(row)} columns, expected {len(columns)}: {_short(','.join(row))}")
-            yield place, dict(zip(columns, row, strict=True))
-    except (csv.Error, UnicodeDecodeError, OSError) as error:
-        raise ValueError(f"{path}: not a readable CSV file ({error})") from error
+    rows = csv_rows(path)
+    if header:
+        found = tuple(name.strip() for name in next(rows, ("", []))[1])
+        if sorted(found) != sorted(columns):
+            raise ValueError(f"{path}: the header is {str(list(found))[:300]}, expected {list(columns)}")
+        columns = found
+    for place, row in rows:
+        if len(row) != len(columns):
+            raise ValueError(f"{place}: {len(row)} columns, expected {len(columns)}: {_short(','.join(row))}")
+        yield place, dict(zip(columns, row, strict=True))
 
 
 def _short(text: str) -> str:

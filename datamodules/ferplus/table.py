@@ -21,9 +21,7 @@ from datamodules.labels import SPLITS, VOTE_COLUMNS, LabelMode, Split, process_v
 from storage.atomic import remove_leftovers, write_atomically
 
 KAGGLE_FILES = ("fer2013.csv", "icml_face_data.csv")
-
 CACHE_FOLDER = ".superfer_cache"
-
 _ARRAYS = ("names", "images", "votes", "split", "identity")
 
 
@@ -59,11 +57,7 @@ class FERPlusTable:
 
 
 def open_table(root: str | Path) -> FERPlusTable:
-    """Open a data set in one of the layouts above, parsing it only if a file changed its name, size or time.
-
-    Raises:
-        ValueError: The folder holds no data set, or a file is invalid; the message names file, line and value.
-    """
+    """Open a data set in one of the layouts above, parsing it only if a file changed its name, size or time."""
     root = Path(root).resolve()
     sources = _sources(root)
     stats = [(name, os.stat(f"{root}/{name}")) for name in sources]
@@ -99,10 +93,8 @@ def _sources(root: Path) -> list[str]:
             return [name, VOTES_FILE]
     folders = [folder for folder in FOLDERS if (root / folder).is_dir()]
     if not folders:
-        raise ValueError(
-            f"{root}: no FER+ data; looked for {' or '.join(KAGGLE_FILES)} with {VOTES_FILE}, and for the folders "
-            f"{', '.join(FOLDERS)}"
-        )
+        wanted = f"{' or '.join(KAGGLE_FILES)} with {VOTES_FILE}, and for the folders {', '.join(FOLDERS)}"
+        raise ValueError(f"{root}: no FER+ data; looked for {wanted}")
     # Strings, not paths: there are tens of thousands, and this runs each time the data are opened.
     files = [f"{folder}/{entry.name}" for folder in folders for entry in os.scandir(root / folder) if entry.is_file()]
     return [VOTES_FILE] * (root / VOTES_FILE).is_file() + sorted(files)

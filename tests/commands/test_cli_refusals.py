@@ -184,7 +184,7 @@ def test_a_reason_beside_types_that_did_not_apply_is_not_lost(
         (["--data.label_mode=multi_target"], "expected both or neither to be multi_target"),
         (["--seed_everything=1.5"], "1.5"),
         (["--seed_everything=true"], "expected an integer"),
-        (["--best.monitor=null"], "best.monitor is missing"),
+        (["--best.monitor=null"], "best.monitor is None, expected one of val/acc"),
         (["--best.monitor=val/accc"], "best.monitor is 'val/accc', expected one of val/acc"),
         (["--model.optimizer.lr=-1"], "optimizer.lr is -1.0"),
         (["--model.optimizer.schedule=cosin"], "cosin"),

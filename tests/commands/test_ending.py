@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from commands import compare, export, prepare, stages, synthetic, upscale
+from commands import compare, export, prepare, synthetic, upscale
 from commands.train import train
 from tests.stopping import KilledError
 from tests.test_exact_resume import stop
@@ -59,11 +59,10 @@ def test_an_error_of_the_program_keeps_its_traceback(tiny_ferplus: Path, tmp_pat
         (compare.compare, (compare, "are_generators"), ["run"]),
         (export.export, (export, "write_weights"), ["--ckpt_path=x", "--out=x.pth"]),
         (prepare.prepare, (prepare, "pack_faces"), ["--faces=x", "--out={out}"]),
-        (stages.stages, (stages, "train"), []),
         (synthetic.synthetic, (synthetic, "write_faces"), ["--root={out}"]),
         (upscale.upscale, (upscale, "upscale_share"), ["--ckpt_path={weights}", "--images={images}", "--out={out}"]),
     ],
-    ids=["compare", "export", "prepare", "stages", "synthetic", "upscale"],
+    ids=["compare", "export", "prepare", "synthetic", "upscale"],
 )
 def test_a_signal_ends_every_command(
     command: Callable[[list[str]], object],

@@ -488,25 +488,20 @@ def _as_another_seed(folder: Path) -> None:
 REFUSALS: dict[str, tuple[Callable[[Path], object], str]] = {
     "not a run": (lambda dic: (dic / "run.json").unlink(), "has no run.json"),
     "generator": (lambda dic: _edit(dic / "run.json", '"arm": "dic"', '"arm": null'), "trained a generator"),
-    "no config": (lambda dic: (dic / "config.yaml").unlink(), "config.yaml cannot be read"),
+    "no config": (lambda dic: (dic / "config.yaml").unlink(), "config.yaml is missing"),
     "no curves": (lambda dic: (dic / "metrics.csv").unlink(), "metrics.csv is missing"),
     "empty curves": (lambda dic: (dic / "metrics.csv").write_text(""), "metrics.csv has no value of train/acc"),
     "no accuracy": (lambda dic: _edit(dic / "metrics.csv", "val/acc", "val/other"), "no value of val/acc"),
     "no number": (lambda dic: _edit(dic / "metrics.csv", "0.4,", "much,"), "metrics.csv is damaged"),
     "half a test": (lambda dic: (dic / "predictions_val.csv").unlink(), "predictions_val.csv is missing"),
     "empty predictions": (lambda dic: (dic / "predictions_val.csv").write_text(""), "metrics_val.json does not match"),
-    "damaged metrics": (lambda dic: (dic / "metrics_val.json").write_text("{"), "metrics_val.json is damaged"),
+    "damaged metrics": (lambda dic: (dic / "metrics_val.json").write_text("{"), "metrics_val.json cannot be read"),
     "other accuracy": (
         lambda dic: _edit(dic / "metrics_test.json", '"n": 35', '"n": 34'),
         "metrics_test.json does not match predictions_test.csv",
     ),
     "changed prediction": (lambda dic: _change_answer(dic / "predictions_test.csv"), "does not match"),
-    "unknown label": (
-        lambda dic: _edit(dic / "predictions_test.csv", "png,happiness,", "png,joy,"),
-        "predictions_test.csv is damaged: 'joy'",
-    ),
-    "no cell": (lambda dic: _edit(dic / "predictions_test.csv", "0.65", "x"), "predictions_test.csv is damaged"),
-    "short row": (lambda dic: _edit(dic / "predictions_test.csv", "0.65,", ""), "predictions_test.csv is damaged"),
+    "short row": (lambda dic: _edit(dic / "predictions_test.csv", "0.65,", ""), "does not match predictions_test.csv"),
     "other data": (lambda dic: _edit(dic / "run.json", "d" * 16, "e" * 16), "data_fingerprint is dddddddddddd"),
     "synthetic": (lambda dic: _edit(dic / "run.json", '"synthetic": false', '"synthetic": true'), "synthetic is False"),
     "no seed": (

@@ -57,7 +57,7 @@ def test_online_without_a_key_is_an_error_and_no_question(tmp_path: Path, monkey
 def test_a_mode_that_does_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:
     """W&B would be offline without a word."""
     monkeypatch.setenv("WANDB_MODE", "onlin")
-    with pytest.raises(ValueError, match="WANDB_MODE is 'onlin', expected one of online, run, offline"):
+    with pytest.raises(ValueError, match="WANDB_MODE is 'onlin', expected one of online, offline, disabled"):
         wandb_mode()
 
 

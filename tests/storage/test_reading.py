@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from storage.reading import parse_json, parse_yaml, read_bytes, read_text
+from storage.reading import parse_yaml, read_bytes, read_mapping, read_text
 
 
 @pytest.mark.parametrize(
@@ -36,10 +36,17 @@ def test_yaml_that_means_what_it_says() -> None:
     assert parse_yaml("") is None
 
 
-def test_json_that_is_nested_too_deeply() -> None:
-    with pytest.raises(ValueError, match="nested too deeply"):
-        parse_json("[" * 100_000)
-    assert parse_json('{"a": [1]}') == {"a": [1]}
+@pytest.mark.parametrize("name", ["run.json", "config.yaml"])
+def test_a_mapping_is_read_or_its_file_named(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    with pytest.raises(ValueError, match=f"{name} is missing"):
+        read_mapping(path)
+    for text, message in (("[" * 100_000, "cannot be read .*nested"), ("{", "cannot be read"), ("[1]", "holds a list")):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=f"{name} {message}"):
+            read_mapping(path)
+    path.write_text('{"a": [1]}')
+    assert read_mapping(path) == {"a": [1]}
 
 
 @pytest.mark.parametrize("read", [read_bytes, read_text])
