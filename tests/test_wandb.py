@@ -113,6 +113,51 @@ def test_killed_runs_lose_nothing(mode: str, service: Service, tiny_ferplus: Pat
     assert not [path for path in files if KEY.encode() in path.read_bytes()]
 
 
+def test_other_settings_are_a_new_run(
+    service: Service, tiny_ferplus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whose rows are not those that W&B has."""
+    args = classifier_args(tiny_ferplus, tmp_path, "--trainer.max_epochs=2", "--trainer.log_every_n_steps=1")
+    run = train(args)
+    run_test(["--ckpt_path", str(run)])
+    upload([str(run)])
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    (run / "checkpoints" / "latest.ckpt").unlink()  # resumes from the start of the last epoch
+    with pytest.raises(SystemExit):
+        train(["--resume", str(run), "--trainer.log_every_n_steps=100"])
+    other = ["--trainer.max_epochs=3", "--trainer.log_every_n_steps=100"]
+    train(["--resume", str(run), *other, "--allow_change=trainer.log_every_n_steps"])
+    upload([str(run)])
+    stored = service.check(run)
+    assert len(service.runs) == 2 and [row["epoch"] for row in stored.rows if "val/acc" in row] == [0, 1, 2]
+    assert not [name for name in stored.summary if name.startswith("test")], "of a checkpoint that is gone beyond"
+
+
+def test_figures_of_a_test_go_with_its_checkpoint(
+    service: Service, tiny_ferplus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = train(classifier_args(tiny_ferplus, tmp_path))
+    run_test(["--ckpt_path", str(run)])
+    upload([str(run)])
+    (before,) = service.runs.values()
+    assert before.summary["test/acc"] is not None
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    train(["--resume", str(run), "--trainer.max_epochs=2"])
+    upload([str(run)])
+    assert service.check(run).summary.get("test/acc") is None
+
+
+def test_damaged_results_are_named(
+    service: Service, tiny_ferplus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = train(classifier_args(tiny_ferplus, tmp_path))
+    (run / "metrics_test.json").write_text('{"split": "test"}')
+    with pytest.raises(SystemExit) as stopped:
+        upload([str(run)])
+    assert stopped.value.code == 2 and "metrics_test.json is damaged" in capsys.readouterr().err
+    assert not service.runs
+
+
 def test_killed_upload_goes_on(
     service: Service, tiny_ferplus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -204,7 +249,7 @@ def test_training_without_the_service(
     assert json.loads((run / "run.json").read_text())["status"] == "finished"
     with pytest.raises(SystemExit) as stopped:
         upload([str(run)])
-    assert stopped.value.code == 1 and "error: W&B cannot be reached" in capsys.readouterr().err
+    assert stopped.value.code == 1 and "W&B cannot be reached" in capsys.readouterr().err
 
 
 def test_sweep_agent_chooses_project_and_id(
