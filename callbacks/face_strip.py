@@ -4,15 +4,16 @@ Each face gives one strip: the pictures that the module returns (low resolution,
 and one of them with the landmarks that were found (red) and the true ones (green).
 """
 
-from pathlib import Path
 from typing import Any
 
 import lightning as L
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
+
+from callbacks.pictures import write_picture
+from run_state.ranks import gather
 
 NUM_FACES = 6
 HEADER = 12  # pixels above each panel, for its name
@@ -78,13 +79,7 @@ class FaceStrip(L.Callback):
                 )
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        parts: list[Any] = [self._strips] * trainer.world_size
-        if trainer.world_size > 1:
-            torch.distributed.all_gather_object(parts, self._strips)
-        strips = dict(sorted(item for part in parts for item in part.items()))
+        strips = dict(sorted(item for part in gather(trainer, self._strips) for item in part.items()))
         self._strips = {}
-        if not trainer.is_global_zero or not strips:
-            return
-        path = Path(trainer.default_root_dir) / "faces" / f"batch_{trainer.global_step:07d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.concatenate(list(strips.values()))).save(path)
+        if trainer.is_global_zero and strips:
+            write_picture(trainer, "faces", np.concatenate(list(strips.values())))

@@ -29,7 +29,7 @@ class PredictionReport(L.Callback):
         checkpoint: what is tested.
 
     Raises:
-        RuntimeError: At the end of the test, if an image was not predicted, as on several devices.
+        RuntimeError: The checkpoint was replaced while it was read, or an image was not predicted.
     """
 
     def __init__(self, checkpoint: RunCheckpoint) -> None:
@@ -37,6 +37,8 @@ class PredictionReport(L.Callback):
 
     def on_test_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._batches: list[dict[str, Tensor]] = []
+        if sha256(self.checkpoint.path) != self.checkpoint.sha256:
+            raise RuntimeError(f"{self.checkpoint.path} has changed since the test began (in training?); test again")
 
     def on_test_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0

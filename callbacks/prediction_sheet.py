@@ -1,21 +1,24 @@
 """Show which validation faces a classifier gets wrong, and which emotions it confuses, once per validation."""
 
-from pathlib import Path
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_confusion_matrix
+from torchmetrics.utilities.plot import plot_confusion_matrix
 
+from callbacks.pictures import write_picture
 from datamodules.labels import CLASSES
+from run_state.ranks import gather
 
 NUM_FACES = 24
 SIDE, HEADER = 96, 24  # pixels of a face, and above it for two lines of text
-CELL, MARGIN = 58, 64  # pixels of a cell of the confusion matrix, and for the names of its rows and columns
 RIGHT_COLOUR, WRONG_COLOUR = "lightgreen", "salmon"
 
 
@@ -37,11 +40,8 @@ class PredictionSheet(L.Callback):
             self._seen.append({name: outputs[name].cpu() for name in ("index", "label", "probability")})
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        parts: list[Any] = [self._seen] * trainer.world_size
-        if trainer.world_size > 1:
-            torch.distributed.all_gather_object(parts, self._seen)
+        batches = [batch for part in gather(trainer, self._seen) for batch in part]
         self._seen = []
-        batches = [batch for part in parts for batch in part]
         if not trainer.is_global_zero or not batches:
             return
         index, label, probability = (
@@ -50,14 +50,8 @@ class PredictionSheet(L.Callback):
         data = trainer.datamodule  # type: ignore[attr-defined]
         worst = _worst_first(label, probability)[:NUM_FACES]
         faces = data.datasets["val"].__getitems__([(trainer.current_epoch, int(i)) for i in index[worst]])["image"]
-        sheets = {
-            "faces": draw_faces(faces, label[worst], probability[worst], data.synthetic),
-            "confusion": draw_confusion(label, probability.argmax(dim=1)),
-        }
-        for kind, sheet in sheets.items():
-            path = Path(trainer.default_root_dir) / kind / f"batch_{trainer.global_step:07d}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(sheet).save(path)
+        write_picture(trainer, "faces", draw_faces(faces, label[worst], probability[worst], data.synthetic))
+        write_picture(trainer, "confusion", draw_confusion(label, probability.argmax(dim=1)))
 
 
 def _worst_first(label: Tensor, probability: Tensor) -> Tensor:
@@ -87,23 +81,12 @@ def draw_faces(faces: Tensor, label: Tensor, probability: Tensor, synthetic: boo
 
 
 def draw_confusion(label: Tensor, found: Tensor) -> NDArray[np.uint8]:
-    """Draw a confusion matrix, uint8 H,W,3, RGB, of labels and predictions, int64 N.
-
-    Rows are labels, columns predictions; cells are counts, shaded by the row's share.
-    """
-    count = len(CLASSES)
-    counts = multiclass_confusion_matrix(found, label, count)
-    shares = counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
-    sheet = Image.new("RGB", (MARGIN + count * CELL, HEADER + count * CELL), "white")
-    draw = ImageDraw.Draw(sheet)
-    draw.text((2, 2), "label", fill="black")
-    for row, name in enumerate(CLASSES):
-        draw.text((2, HEADER + row * CELL + CELL // 2 - 6), name, fill="black")
-        draw.text((MARGIN + row * CELL + 2, HEADER // 2 - 6), name, fill="black")
-        for column in range(count):
-            x, y, share = MARGIN + column * CELL, HEADER + row * CELL, float(shares[row, column])
-            level = round(255 * (1 - share))
-            draw.rectangle((x, y, x + CELL - 1, y + CELL - 1), fill=(level, level, 255), outline="lightgray")
-            colour = "white" if share > 0.5 else "black"
-            draw.text((x + 4, y + CELL // 2 - 6), str(int(counts[row, column])), fill=colour)
-    return np.asarray(sheet)
+    """Draw the confusion matrix of labels and predictions, int64 N: rows are labels, in percent; uint8 H,W,3, RGB."""
+    counts = multiclass_confusion_matrix(found, label, len(CLASSES))
+    percent = 100 * counts / counts.sum(dim=1, keepdim=True).clamp(min=1)  # not every class may be there
+    figure = Figure(figsize=(6, 6), dpi=80, layout="constrained")
+    canvas, axes = FigureCanvasAgg(figure), figure.subplots()
+    plot_confusion_matrix(percent.round().int(), ax=axes, labels=list(CLASSES), cmap="Blues")
+    axes.set_title("percent of each true class")
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3]

@@ -13,7 +13,8 @@ class Throughput(L.Callback):
 
     Images are those of all devices. The wait is the share of the time, [0, 1], in which a process has no batch: 0.05
     and less is good; more workers reduce it. Memory is what PyTorch has allocated on a GPU, else what the process has
-    used, without its workers. Both are those of the process that is worst off. Validation is not counted.
+    used, without its workers, at most since it started. Both are those of the process that is worst off. Speed and
+    waiting leave validation out.
     """
 
     def on_train_start(self, *_: Any) -> None:

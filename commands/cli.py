@@ -1,7 +1,6 @@
 """The configuration of `train`, `test` and `upscale`: parsed by one LightningCLI, built when the run is known."""
 
 import re
-import shutil
 import sys
 from argparse import ArgumentError
 from collections.abc import Sequence
@@ -26,7 +25,7 @@ from commands.libraries import keep_freed_memory
 from commands.ranges import check_batches, check_ranges
 from models.bfloat16 import check_bfloat16
 from run_state.checkpoints import AtomicCheckpointIO, LatestCheckpoint, RunCheckpoint
-from run_state.folder import is_child, new_run_folder, share_with_children, started_processes
+from run_state.folder import new_run_folder, share_with_children, started_processes
 from run_state.identity import is_word
 from run_state.may_differ import INITIAL_WEIGHTS
 from run_state.metrics_csv import MetricsCSV
@@ -187,7 +186,6 @@ class SuperFERCLI(LightningCLI):
         if run:
             check_same_data(run, self.datamodule)
         mode = wandb_mode() if self.command == "train" else "disabled"
-        new = run is None and not is_child()
         folder = run or new_run_folder(self.config.runs, self.config.experiment, self.config.seed_everything)
         share_with_children(folder)
         try:
@@ -196,11 +194,9 @@ class SuperFERCLI(LightningCLI):
             self._check_devices()
             self._check_precision()
         except BaseException:
-            if new:
-                shutil.rmtree(folder, ignore_errors=True)
-                with suppress(OSError):  # there are other runs
-                    folder.parent.rmdir()
-                    folder.parent.parent.rmdir()
+            with suppress(OSError):  # not empty: there are other runs, or it is another process's
+                for made in (folder, folder.parent, folder.parent.parent) if run is None else ():
+                    made.rmdir()
             raise
         return self.trainer
 

@@ -136,7 +136,7 @@ def _close(trainer: "L.Trainer", exit_code: int) -> None:
         if isinstance(mirror, WandbMirror):
             with suppress(PreemptedError, KeyboardInterrupt):
                 mirror.close(exit_code)
-            if not mirror.complete:
+            if mirror.logged and not mirror.complete:
                 print_upload(mirror.folder)
 
 

@@ -24,9 +24,12 @@ def upload(args: Sequence[str] | None = None) -> None:
     with refusals():
         runs = [find_run(name) for name in options.runs]
         require_key()
+        problems = []
         for run in runs:
             try:
                 send(run)
+                print(f"uploaded to W&B: {run}", flush=True)
             except WandbError as error:
-                fail(error)
-            print(f"uploaded to W&B: {run}", flush=True)
+                problems.append(f"{run}: {error}")
+    if problems:
+        fail("; ".join(problems))

@@ -4,10 +4,10 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, astuple
 
+from comparison.confounders import find_confounders
 from comparison.measures import Difference, group_by_arm, measure_accuracies, measure_differences, verdict
 from comparison.reading import Rule, Run, Subset
 from comparison.statistics import CONFIDENCE, RESAMPLES, Estimate
-from comparison.unlikeness import unlike
 from datamodules.labels import SPLIT_TITLES, SPLITS, Split
 
 SUBSET_TITLES: dict[Subset, str] = {
@@ -39,7 +39,7 @@ class Report:
         self.missing = [f"superfer test --ckpt_path {folder} --split {split}" for folder, split in untested]
         self.in_paper = [arm for arm in self.arms if arm in PAPER and self.label == "FER+"]
         self.doubts = {arm: self._doubt(arm) for arm in self.arms}
-        self.warnings, self.notes = [sentence for _, sentence in unlike(runs)], self._notes()
+        self.warnings, self.notes = [sentence for _, sentence in find_confounders(runs)], self._notes()
 
     def json(self) -> str:
         """Return every number, for programs."""
@@ -110,7 +110,7 @@ class Report:
 
     def _doubt(self, arm: str) -> str | None:
         """Say why the comparison of an arm with the first gives no verdict on the upscaler; None if it gives one."""
-        found = unlike([*next(iter(self.arms.values())), *self.arms[arm]])
+        found = find_confounders([*next(iter(self.arms.values())), *self.arms[arm]])
         return f"the arms differ in {', '.join(dict.fromkeys(what for what, _ in found))}" if found else None
 
     def _verdict(self, difference: Difference) -> dict[str, str | None]:

@@ -46,7 +46,7 @@ def read_record(folder: Path) -> dict[str, Any]:
         kind = "has no run.json" if folder.is_dir() else "is not a folder"
         raise ValueError(f"{folder} {kind}, expected a run folder such as runs/<experiment>/<time>_s<seed>")
     record = read_mapping(path)
-    if "run_id" not in record:
+    if not {"run_id", "arm"} <= record.keys():
         raise ValueError(f"{path} has no run_id: an earlier version wrote it, whose runs can only be trained anew")
     for name, (is_valid, expected) in _FIELDS.items():
         if not is_valid(record.get(name)):
@@ -65,11 +65,15 @@ def original_of(folder: Path, record: dict[str, Any]) -> Path | None:
 
 def detach_copy(folder: Path) -> None:
     """Give a copied run a name and a W&B run of its own before it goes on: two folders must not write one W&B run."""
-    record = read_record(folder)
-    if original := original_of(folder.resolve(), record):
-        record |= {"folder": folder.resolve().name, "wandb_id": uuid.uuid4().hex[:8]}
-        write_atomically(folder / "run.json", json.dumps(record, indent=1) + "\n")
-        print(f"{folder} is a copy of {original}: it goes on as a run of its own, also in W&B", flush=True)
+    if original := original_of(folder.resolve(), read_record(folder)):
+        renew_wandb_run(folder, f"a copy of {original}")
+
+
+def renew_wandb_run(folder: Path, why: str) -> None:
+    """Have a run go on as a new one in W&B, where the rows that it has would not be those of `metrics.csv`."""
+    record = read_record(folder) | {"folder": folder.resolve().name, "wandb_id": uuid.uuid4().hex[:8]}
+    write_atomically(folder / "run.json", json.dumps(record, indent=1) + "\n")
+    print(f"{folder} is {why}: in W&B it is a new run", flush=True)
 
 
 def sha256(path: Path) -> str:

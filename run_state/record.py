@@ -130,7 +130,7 @@ class RunRecord(L.Callback):
         self._end("finished")
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        orderly = {KeyboardInterrupt: "interrupted", PreemptedError: "preempted", StoppedError: "finished"}
+        orderly = {KeyboardInterrupt: "interrupted", PreemptedError: "preempted", StoppedError: "stopped"}
         if type(exception) not in orderly:  # on every rank: the first line is that of the culprit
             rank, epoch, batch = trainer.global_rank, trainer.current_epoch, trainer.fit_loop.total_batch_idx
             words = f"{type(exception).__name__}: {' '.join(str(exception).split())}"

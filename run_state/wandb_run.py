@@ -33,9 +33,7 @@ TIMEOUT_S = 60.0  # of the first and the last words with W&B; without network th
 WandbMode = Literal["online", "offline", "disabled"]
 _MODES: dict[str, WandbMode] = {"online": "online", "offline": "offline", "disabled": "disabled"}
 _MODES |= {"run": "online", "dryrun": "offline"}  # W&B's older names
-# What is logged once an epoch, by whether the run has an arm. A generator is validated every so many batches.
-_ONCE_AN_EPOCH = {True: ("train/*", "val/*", "perf/*"), False: ("perf/*",)}
-_IN_EVERY_STEP = {True: ("lr-*", "grad_norm*"), False: ("lr-*", "grad_norm*", "train/*", "val/*")}
+TESTED = ("test/", "tested_on_")  # what the figures of a test are named
 
 
 def wandb_mode() -> WandbMode:
@@ -95,11 +93,13 @@ class WandbMirror(L.Callback):
         online: whether to send anything yet.
 
     Attributes:
+        logged: whether there was anything to send.
         complete: whether W&B has everything.
     """
 
     def __init__(self, folder: Path, online: bool) -> None:
-        self.folder, self.online, self.complete = folder, online, False
+        self.folder, self.online = folder, online
+        self.logged = self.complete = False
         self._run: wandb.Run | None = None
         self._rows = self._sent = 0
         self._best: dict[str, float] = {}
@@ -113,48 +113,33 @@ class WandbMirror(L.Callback):
             print(f"warning: {error}; training goes on without it", file=sys.stderr, flush=True)
 
     def open(self) -> None:
-        """Open the run, and send what W&B does not have; a WandbError says that it cannot be reached, or refuses."""
+        """Open the run, and send what W&B does not have.
+
+        Raises:
+            WandbError: W&B cannot be reached, or refuses.
+            ValueError: A file of the run folder is damaged.
+        """
         import wandb
 
-        record = read_record(self.folder)
-        settings = read_mapping(self.folder / "config.yaml")
+        record, settings = read_record(self.folder), read_mapping(self.folder / "config.yaml")
         self._monitor, self._mode = settings["best"]["monitor"], settings["best"]["mode"]
         rows, results = read_rows(self.folder / "metrics.csv")[1], _results(self.folder)
         try:
-            run = wandb.init(
-                id=record["wandb_id"],
-                project=record["wandb_project"],
-                entity=record["wandb_entity"],
-                resume="allow",
-                group=record["experiment"],
-                job_type="train",
-                name=f"{record['experiment']}_{self.folder.name}",
-                tags=_tags(record, settings),
-                dir=self.folder,
-                mode="online",  # said again: W&B has read its environment when it looked for a key
-                settings=wandb.Settings(
-                    init_timeout=float(os.environ.get("WANDB_INIT_TIMEOUT", TIMEOUT_S)),
-                    finish_timeout=float(os.environ.get("WANDB_FINISH_TIMEOUT", TIMEOUT_S)),
-                    finish_timeout_raises=True,
-                    silent=True,  # what there is to say takes a line
-                ),
-            )
+            self._run = run = _init(self.folder, record, settings)
+            self._rows, self._sent, self._best = 0, run.starting_step, {}
+            for row in rows:
+                self.send(row)
+            stale = [name for name in run.summary.keys() if name.startswith(TESTED)]  # noqa: SIM118 (not a mapping)
+            run.summary.update(dict.fromkeys(stale) | self._best | results)
         except Exception as error:
+            self._run = None
             wandb.teardown()  # forget the run that is half open
             raise WandbError(f"W&B cannot be reached ({' '.join(str(error).split())[:200]})") from error
-        run.config.update(_config(record, settings), allow_val_change=True)
-        has_arm = record["arm"] is not None
-        for axis, names in (("epoch", _ONCE_AN_EPOCH[has_arm]), ("trainer/global_step", _IN_EVERY_STEP[has_arm])):
-            for name in names:
-                run.define_metric(name, step_metric=axis)
         print(f"W&B run: {run.url}", flush=True)
-        self._run, self._rows, self._sent, self._best = run, 0, run.starting_step, {}
-        for row in rows:
-            self.send(row)
-        run.summary.update(self._best | results)
 
     def on_row(self, row: Row) -> None:
         """Send a row that was logged just now, as long as W&B's own process is there."""
+        self.logged = True
         try:
             self.send(row)
         except Exception as error:
@@ -169,7 +154,9 @@ class WandbMirror(L.Callback):
         values = _numbers(row)
         step, logged_at = int(values.pop("step", -1)), values.pop("time")
         found, best = values.get(self._monitor), self._best.get(f"best/{self._monitor}")
-        better = found is not None and (best is None or (found > best if self._mode == "max" else found < best))
+        better = found == found is not None and (
+            best is None or (found > best if self._mode == "max" else found < best)
+        )
         if better:
             self._best = {f"best/{self._monitor}": found, "best/epoch": values.get("epoch"), "best/step": step}  # type: ignore[dict-item]
         if number < self._sent:
@@ -204,16 +191,47 @@ def upload(folder: Path) -> None:
         raise WandbError(f"W&B has not got all of {folder} yet; upload it again")
 
 
+def _init(folder: Path, record: Mapping[str, Any], settings: Mapping[str, Any]) -> "wandb.Run":
+    import wandb
+
+    run = wandb.init(
+        id=record["wandb_id"],
+        project=record["wandb_project"],
+        entity=record["wandb_entity"],
+        resume="allow",
+        group=record["experiment"],
+        job_type="train",
+        name=f"{record['experiment']}_{folder.name}",
+        tags=_tags(record, settings),
+        dir=folder,
+        mode="online",  # said again: W&B has read its environment when it looked for a key
+        settings=wandb.Settings(
+            init_timeout=float(os.environ.get("WANDB_INIT_TIMEOUT", TIMEOUT_S)),
+            finish_timeout=float(os.environ.get("WANDB_FINISH_TIMEOUT", TIMEOUT_S)),
+            finish_timeout_raises=True,
+            silent=True,  # what there is to say takes a line
+        ),
+    )
+    run.config.update(_config(record, settings), allow_val_change=True)
+    is_classifier = record["arm"] is not None  # a generator is validated every so many batches
+    for names in ("train/*", "val/*", "perf/*", "lr-*", "grad_norm*"):
+        once_an_epoch = names == "perf/*" or (is_classifier and names in ("train/*", "val/*"))
+        run.define_metric(names, step_metric="epoch" if once_an_epoch else "trainer/global_step")
+    return run
+
+
 def _results(folder: Path) -> dict[str, float]:
     """Return the figures of every test by the majority rule, as "test/acc" and "test/acc_without_train_duplicates"."""
-    figures = {}
+    figures: dict[str, float] = {}
     for path in sorted(folder.glob("metrics_*.json")):
         report = read_mapping(path)
-        prefix = "test" if report["split"] == "test" else f"tested_on_{report['split']}"
-        for subset, suffix in (("all", ""), ("without_train_duplicates", "_without_train_duplicates")):
-            for name, value in report["rules"]["majority"][subset].items():
-                if isinstance(value, float):
-                    figures[f"{prefix}/{name}{suffix}"] = value
+        try:
+            prefix = "test/" if report["split"] == "test" else f"tested_on_{report['split']}/"
+            for subset, suffix in (("all", ""), ("without_train_duplicates", "_without_train_duplicates")):
+                values = report["rules"]["majority"][subset].items()
+                figures |= {f"{prefix}{name}{suffix}": value for name, value in values if isinstance(value, float)}
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} is damaged ({error!r}); test the run again") from error
     return figures
 
 

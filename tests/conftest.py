@@ -3,6 +3,7 @@
 import atexit
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -13,6 +14,9 @@ OF_THE_SHELL = ("SLURM_", "TORCHELASTIC_", "WANDB_", "PL_", "SUPERFER_", "MASTER
 OF_A_RANK = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "NODE_RANK")
 for name in [name for name in os.environ if name.startswith(OF_THE_SHELL) or name in OF_A_RANK]:
     del os.environ[name]
+signal.signal(
+    signal.SIGINT, signal.default_int_handler
+)  # which a job in a shell's background ignores, and its children
 os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())  # what failed is kept where pytest keeps it
 TEMPORARY = tempfile.mkdtemp(prefix="superfer-")  # a short path: sockets lie in it
 atexit.register(shutil.rmtree, TEMPORARY, ignore_errors=True)

@@ -171,7 +171,7 @@ def test_stopped_by_the_clock_and_resumed(
     arguments = generator(tiny_faces, "dic", *CLOCK[case])
     whole = undisturbed(f"clock {case}", arguments)
     run = train([*arguments(tmp_path), *stop(tmp_path, batches=9, how="clock")])
-    assert json.loads((run / "run.json").read_text())["status"] == "finished"
+    assert json.loads((run / "run.json").read_text())["status"] == "stopped"
     step = read_checkpoint(run / "checkpoints" / "latest.ckpt")["global_step"]
     assert step == (5 if case == "within an accumulation" else 9), "batches of the training"
     train(["--resume", str(run)])

@@ -18,7 +18,7 @@ from commands.train import train
 from commands.upload import upload
 from tests.tiny_runs import REPOSITORY, classifier_args, config, generator_options, read_csv
 from tests.torture import children
-from tests.wandb_stub import KEY, Service, StoredRun
+from tests.wandb_stub import KEY, Service
 
 
 @pytest.fixture
@@ -52,27 +52,6 @@ def wait_until(condition: Callable[[], bool], process: subprocess.Popen[bytes], 
         time.sleep(0.02)
 
 
-def check_mirrored(run: Path, service: Service, repeated: bool = False) -> StoredRun:
-    """Compare W&B with the run folder, cell by cell, and return what it has of it.
-
-    Where batches were repeated after a kill, W&B keeps the rows that it had: with the same values, at another speed.
-    """
-    record = json.loads((run / "run.json").read_text())
-    assert list(service.runs) == [record["wandb_id"]], "one run"
-    stored = service.runs[record["wandb_id"]]
-    expected = [{name: float(cell) for name, cell in row.items() if cell} for row in read_csv(run / "metrics.csv")]
-    assert len(stored.rows) == len(expected) > 0
-    for number, (row, wanted) in enumerate(zip(stored.rows, expected, strict=True)):
-        assert row.pop("_step") == number
-        assert row.pop("_timestamp") == pytest.approx(wanted.pop("time"), abs=1000 if repeated else 1e-5)
-        assert row.pop("trainer/global_step") == wanted.pop("step")
-        found = {name: value for name, value in row.items() if not name.startswith("_") and not isinstance(value, dict)}
-        for name in [name for name in wanted if repeated and name.startswith("perf/")]:
-            assert found.pop(name) > 0 and wanted.pop(name) > 0
-        assert found == wanted
-    return stored
-
-
 def summary_of(run: Path) -> dict[str, Any]:
     rows = [row for row in read_csv(run / "metrics.csv") if row["val/acc"]]
     best = max(rows, key=lambda row: float(row["val/acc"]))
@@ -89,7 +68,7 @@ def test_offline_run_and_its_tests_are_one_run(
     assert not (run / "wandb").exists() and not service.runs
     for _ in range(2):  # the second changes nothing
         upload([str(run)])
-        stored = check_mirrored(run, service)
+        stored = service.check(run)
     assert stored.exit_codes == [0, 0] and stored.sent["groupName"] == "ferplus-bilinear"
     assert {"bilinear", "seed 7", "synthetic data"} <= set(stored.sent["tags"])
     shown = {"arm": "bilinear", "seed": 7, "arch": "resnet18", "lr": 0.1, "batch_size": 8, "epochs": 3, "devices": 1}
@@ -126,12 +105,57 @@ def test_killed_runs_lose_nothing(mode: str, service: Service, tiny_ferplus: Pat
     (run,) = runs.glob("*/*")
     if mode == "offline":
         upload([str(run)])
-    stored = check_mirrored(run, service, repeated=mode == "online")
+    stored = service.check(run, repeated=mode == "online")
     assert {name: stored.summary[name] for name in summary_of(run)} == pytest.approx(summary_of(run))
     assert [row["epoch"] for row in stored.rows if "val/acc" in row] == [0, 1, 2, 3]
     files = [path for path in run.rglob("*") if path.is_file()]
     assert any(path.suffix == ".wandb" for path in files)
     assert not [path for path in files if KEY.encode() in path.read_bytes()]
+
+
+def test_other_settings_are_a_new_run(
+    service: Service, tiny_ferplus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whose rows are not those that W&B has."""
+    args = classifier_args(tiny_ferplus, tmp_path, "--trainer.max_epochs=2", "--trainer.log_every_n_steps=1")
+    run = train(args)
+    run_test(["--ckpt_path", str(run)])
+    upload([str(run)])
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    (run / "checkpoints" / "latest.ckpt").unlink()  # resumes from the start of the last epoch
+    with pytest.raises(SystemExit):
+        train(["--resume", str(run), "--trainer.log_every_n_steps=100"])
+    other = ["--trainer.max_epochs=3", "--trainer.log_every_n_steps=100"]
+    train(["--resume", str(run), *other, "--allow_change=trainer.log_every_n_steps"])
+    upload([str(run)])
+    stored = service.check(run)
+    assert len(service.runs) == 2 and [row["epoch"] for row in stored.rows if "val/acc" in row] == [0, 1, 2]
+    assert not [name for name in stored.summary if name.startswith("test")], "of a checkpoint that is gone beyond"
+
+
+def test_figures_of_a_test_go_with_its_checkpoint(
+    service: Service, tiny_ferplus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = train(classifier_args(tiny_ferplus, tmp_path))
+    run_test(["--ckpt_path", str(run)])
+    upload([str(run)])
+    (before,) = service.runs.values()
+    assert before.summary["test/acc"] is not None
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    train(["--resume", str(run), "--trainer.max_epochs=2"])
+    upload([str(run)])
+    assert service.check(run).summary.get("test/acc") is None
+
+
+def test_damaged_results_are_named(
+    service: Service, tiny_ferplus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = train(classifier_args(tiny_ferplus, tmp_path))
+    (run / "metrics_test.json").write_text('{"split": "test"}')
+    with pytest.raises(SystemExit) as stopped:
+        upload([str(run)])
+    assert stopped.value.code == 2 and "metrics_test.json is damaged" in capsys.readouterr().err
+    assert not service.runs
 
 
 def test_killed_upload_goes_on(
@@ -147,14 +171,14 @@ def test_killed_upload_goes_on(
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     upload([str(run)])
-    check_mirrored(run, service)
+    service.check(run)
 
 
 def test_generator_shows_its_faces(service: Service, tiny_faces: Path, tmp_path: Path) -> None:
     options = [*config("generator/dic_small"), f"--runs={tmp_path}", *generator_options(tiny_faces)]
     run = train([*options, "--trainer.log_every_n_steps=1"])
     upload([str(run)])
-    stored = check_mirrored(run, service)
+    stored = service.check(run)
     assert stored.config["arm"] is None and stored.config["arch"] == "DICModule"
     (shown,) = [row["faces"]["path"] for row in stored.rows if "faces" in row]
     assert shown in stored.uploads and stored.summary["best/val/psnr_y"] > 0
@@ -188,7 +212,7 @@ def test_lost_network(
     assert f"to upload to W&B: superfer upload {run}\n" in log.read_text()
     service.start()
     upload([str(run)])
-    check_mirrored(run, service)
+    service.check(run)
 
 
 def test_training_survives_the_process_of_wandb(service: Service, tiny_ferplus: Path, tmp_path: Path) -> None:
@@ -201,7 +225,7 @@ def test_training_survives_the_process_of_wandb(service: Service, tiny_ferplus: 
     (run,) = runs.glob("*/*")
     assert f"to upload to W&B: superfer upload {run}\n" in log.read_text()
     upload([str(run)])
-    check_mirrored(run, service)
+    service.check(run)
 
 
 @pytest.mark.parametrize("fault", ["no network", "wrong key"])
@@ -225,7 +249,7 @@ def test_training_without_the_service(
     assert json.loads((run / "run.json").read_text())["status"] == "finished"
     with pytest.raises(SystemExit) as stopped:
         upload([str(run)])
-    assert stopped.value.code == 1 and "error: W&B cannot be reached" in capsys.readouterr().err
+    assert stopped.value.code == 1 and "W&B cannot be reached" in capsys.readouterr().err
 
 
 def test_sweep_agent_chooses_project_and_id(
@@ -240,7 +264,7 @@ def test_sweep_agent_chooses_project_and_id(
     (run,) = (tmp_path / "runs").glob("*/*")
     record = json.loads((run / "run.json").read_text())
     assert [record[f"wandb_{name}"] for name in ("id", "project", "entity")] == ["trial1", "others", "team"]
-    stored = check_mirrored(run, service)
+    stored = service.check(run)
     assert (stored.sent["project"], stored.sent["entity"]) == ("others", "team")
     assert stored.config["devices"] == 2
 

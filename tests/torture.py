@@ -3,7 +3,8 @@
     python -m tests.torture [--kills 7] [--seed 0] [--jobs NAME ...]
 
 Trainings, with the schedules and the strategy that ship: both checkpoints have to be equal at the end, bit by bit, and
-metrics.csv row by row. A cache of upscaled faces and a folder of upscaled images: every file, byte by byte.
+metrics.csv row by row; a stand-in for W&B's service has to have received the same rows. A cache of upscaled faces and a
+folder of upscaled images: every file, byte by byte.
 """
 
 import argparse
@@ -35,16 +36,17 @@ from tests.tiny_runs import (
     logged,
     write_generator,
 )
+from tests.wandb_stub import Service
 
 LONG = ["--trainer.limit_train_batches=1.0", "--trainer.max_epochs=6", "--latest.minutes=0.005"]
 COUNTED = ["--trainer.max_steps=30", "--trainer.max_epochs=-1", "--trainer.check_val_every_n_epoch=null"]
 TIMEOUT = 600  # seconds, for one process
 
 
-def start(verb: str, args: list[str], log: Path) -> subprocess.Popen[bytes]:
+def start(verb: str, args: list[str], log: Path, **more: str) -> subprocess.Popen[bytes]:
     """A verb of `superfer` in a process group of its own, so that its workers and ranks die with it."""
     inherited = {name: value for name, value in os.environ.items() if "WANDB_SERVICE" not in name}  # would outlive it
-    environment = inherited | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "GLOO_SOCKET_IFNAME": "lo"}
+    environment = inherited | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "GLOO_SOCKET_IFNAME": "lo"} | more
     with log.open("ab") as file:
         return subprocess.Popen(
             [sys.executable, str(REPOSITORY / "superfer.py"), verb, *args],
@@ -169,12 +171,12 @@ def training(stage: str, data: Path, *options: str, processes: int = 1) -> Job:
             small += [f"--trainer.devices={processes}", "--trainer.sync_batchnorm=false"]  # which is for GPUs only
         return [*config(*files), *small, *options]
 
-    def result(runs: Path) -> dict[str, Any]:
-        # Here what W&B was sent can be compared with logged(only_run(runs)).
-        return outcome(only_run(runs))
-
     return Job(
-        "train", arguments, lambda runs: ["--resume", str(only_run(runs))], "*/*/checkpoints/latest.ckpt", result
+        "train",
+        arguments,
+        again=lambda runs: ["--resume", str(only_run(runs))],
+        newest="*/*/checkpoints/latest.ckpt",
+        result=lambda runs: outcome(only_run(runs)),
     )
 
 
@@ -210,7 +212,7 @@ def write_data(folder: Path) -> None:
 
 
 def torture(job: Job, kills: int, seed: int, folder: Path) -> int:
-    """Compares a disturbed job with an undisturbed one.
+    """Compares a disturbed job with an undisturbed one, and a training with what W&B was sent of it.
 
     Returns:
         How often it was killed.
@@ -219,9 +221,9 @@ def torture(job: Job, kills: int, seed: int, folder: Path) -> int:
         AssertionError: they differ.
     """
     draw, log = random.Random(seed), folder / "log.txt"
-    whole = folder / "whole"
+    whole, service = folder / "whole", Service()
     folder.mkdir(parents=True, exist_ok=True)
-    process = start(job.verb, job.arguments(whole), log)
+    process = start(job.verb, job.arguments(whole), log, **service.environment)
     while process.poll() is None and not any(whole.glob(job.newest)):
         time.sleep(0.02)
     began = time.monotonic()
@@ -232,7 +234,7 @@ def torture(job: Job, kills: int, seed: int, folder: Path) -> int:
         arguments = job.arguments(killed)
         while True:
             started = time.time()
-            process = start(job.verb, arguments, log)
+            process = start(job.verb, arguments, log, **service.environment)
             if done == kills:
                 break
 
@@ -247,8 +249,12 @@ def torture(job: Job, kills: int, seed: int, folder: Path) -> int:
         finish(process, log)
         where = difference(job.result(whole), job.result(killed))
         assert where is None, f"after {done} kills {where} differs; see {folder}"
+        if job.verb == "train":
+            service.check(only_run(killed), repeated=True)
+            assert len(service.runs) == 2 + attempt, "one for each run, however often it was killed"
         if done == kills:
             break
+    service.stop()
     return done
 
 

@@ -6,7 +6,12 @@ import threading
 from collections import defaultdict
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
+
+from pytest import approx
+
+from tests.tiny_runs import read_csv
 
 KEY = "5ec4e7" * 6 + "5ec4"
 SERVER = {"cliVersionInfo": {"max_cli_version": "9.9.9"}, "latestLocalVersionInfo": None, "features": []}
@@ -71,6 +76,24 @@ class Service:
             self._server.shutdown()
             self._server.server_close()
             self._server = None
+
+    def check(self, run: Path, repeated: bool = False) -> StoredRun:
+        """Compare what it has of a run with the run folder, cell by cell, and return it.
+
+        Where batches were repeated after a kill, W&B keeps the rows that it had: of the same values, at another speed.
+        """
+        stored = self.runs[json.loads((run / "run.json").read_text())["wandb_id"]]
+        expected = [{name: float(cell) for name, cell in row.items() if cell} for row in read_csv(run / "metrics.csv")]
+        assert len(stored.rows) == len(expected) > 0
+        for number, (row, wanted) in enumerate(zip(stored.rows, expected, strict=True)):
+            assert row.pop("_step") == number
+            assert row.pop("_timestamp") == approx(wanted.pop("time"), abs=1000 if repeated else 1e-5)
+            assert row.pop("trainer/global_step") == wanted.pop("step")
+            found = {name: cell for name, cell in row.items() if name[0] != "_" and not isinstance(cell, dict)}
+            for name in [name for name in wanted if repeated and name.startswith("perf/")]:
+                assert found.pop(name) > 0 and wanted.pop(name) > 0
+            assert found == wanted
+        return stored
 
 
 class _Handler(BaseHTTPRequestHandler):

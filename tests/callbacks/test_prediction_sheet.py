@@ -4,10 +4,12 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
-from callbacks.prediction_sheet import CELL, HEADER, MARGIN, SIDE, draw_confusion, draw_faces
+from callbacks import prediction_sheet
+from callbacks.prediction_sheet import HEADER, SIDE, draw_confusion, draw_faces
 from commands.test import test as run_test
 from commands.train import train
 from datamodules.ferplus import FERPlusDataModule
@@ -44,14 +46,16 @@ def test_worst_faces_come_first(tiny_ferplus: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(picture(run / "confusion" / f"batch_{batch:07d}.png"), expected)
 
 
-def test_confusion_is_shaded_by_the_share_of_the_row() -> None:
+def test_confusion_is_in_percent_of_the_label(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[torch.Tensor] = []
+    plot = prediction_sheet.plot_confusion_matrix
+    monkeypatch.setattr(
+        prediction_sheet, "plot_confusion_matrix", lambda cells, **more: (drawn.append(cells), plot(cells, **more))
+    )
     sheet = draw_confusion(torch.tensor([0, 0, 3, 3]), torch.tensor([0, 1, 5, 5]))
-
-    def shade(row: int, column: int) -> tuple[int, ...]:
-        return tuple(sheet[HEADER + row * CELL + 4, MARGIN + column * CELL + 4].tolist())
-
-    assert shade(0, 0) == shade(0, 1) == (128, 128, 255) and shade(3, 5) == (0, 0, 255)
-    assert shade(0, 2) == shade(3, 3) == shade(7, 7) == (255, 255, 255)
+    expected = torch.zeros(8, 8, dtype=torch.int32)
+    expected[0, :2], expected[3, 5] = 50, 100
+    assert torch.equal(drawn[0], expected) and sheet.shape == (480, 480, 3) and sheet.std() > 10
 
 
 def test_faces_lie_in_rows_of_eight() -> None:

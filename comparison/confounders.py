@@ -11,15 +11,15 @@ from run_state.may_differ import flatten, may_differ
 _OF_A_TEST = ("git_commit", "git_dirty", "versions.torch", "precision", "device")
 _OF_A_TRAINING = (*_OF_A_TEST, "max_epochs", "max_steps")
 
-Unlikeness = tuple[str, str]  # what differs, and a sentence about it
+Confounder = tuple[str, str]  # what differs, and a sentence about it
 
 
-def unlike(runs: Sequence[Run]) -> list[Unlikeness]:
+def find_confounders(runs: Sequence[Run]) -> list[Confounder]:
     """Say what else than the upscaler may explain a difference between the runs."""
     return [*_checkpoints(runs), *_settings(runs), *_facts(runs)]
 
 
-def _checkpoints(runs: Sequence[Run]) -> Iterator[Unlikeness]:
+def _checkpoints(runs: Sequence[Run]) -> Iterator[Confounder]:
     names = sorted({found.checkpoint for run in runs for found in run.tested.values()})
     if len(names) > 1:
         yield "checkpoint", f"different checkpoints were tested: {', '.join(names)}."
@@ -35,7 +35,7 @@ def _checkpoints(runs: Sequence[Run]) -> Iterator[Unlikeness]:
             yield "status", f"{run.folder} is not finished: its status is {end}."
 
 
-def _settings(runs: Sequence[Run]) -> Iterator[Unlikeness]:
+def _settings(runs: Sequence[Run]) -> Iterator[Confounder]:
     """Name the settings that differ although they should not (`run_state.may_differ`)."""
     flat = [flatten(run.config) for run in runs]
     for name in sorted(set().union(*flat)):
@@ -44,7 +44,7 @@ def _settings(runs: Sequence[Run]) -> Iterator[Unlikeness]:
             yield from _differing(name, f"the arms should differ only in the upscaler, but {name}", values, runs)
 
 
-def _facts(runs: Sequence[Run]) -> Iterator[Unlikeness]:
+def _facts(runs: Sequence[Run]) -> Iterator[Confounder]:
     """Name what differs between the starts of all trainings, or between all tests."""
     trained = [[flatten(start) for start in since_the_beginning(run)] for run in runs]
     tested = [[flatten(found.results) for found in run.tested.values()] for run in runs]
@@ -54,7 +54,7 @@ def _facts(runs: Sequence[Run]) -> Iterator[Unlikeness]:
             yield from _differing(f"{name} of the {stage}", f"{name} of the {stage}", values, runs)
 
 
-def _differing(what: str, words: str, values: list[list[str]], runs: Sequence[Run]) -> Iterator[Unlikeness]:
+def _differing(what: str, words: str, values: list[list[str]], runs: Sequence[Run]) -> Iterator[Confounder]:
     if len({value for each in values for value in each}) > 1:
         shown = (f"{' and '.join(each)} in {run.folder}" for each, run in zip(values, runs, strict=True))
         yield what, f"{words} is {', '.join(shown)}."
