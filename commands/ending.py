@@ -155,7 +155,7 @@ def fail(error: object, exit_code: int = 1) -> NoReturn:
     words = " ".join(str(error).split()) or type(error).__name__
     shown = words if len(words) <= MAX_MESSAGE else f"{words[:190]} ... {words[-95:]}"
     print(f"error: {shown}", file=sys.stderr, flush=True)
-    raise SystemExit(exit_code)
+    raise SystemExit(exit_code) from (error if isinstance(error, BaseException) else None)
 
 
 def _stop(end: BaseException, how_to_go_on: str) -> NoReturn:

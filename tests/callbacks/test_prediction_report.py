@@ -17,9 +17,10 @@ from datamodules.ferplus.datamodule import FERPlusDataModule
 from datamodules.labels import CLASSES, argmax_labels, process_votes
 from datamodules.synthetic.writing import write_ferplus
 from run_state.checkpoints import RunCheckpoint
+from run_state.identity import sha256
 from tests.tiny_runs import read_csv
 
-CHECKPOINT = RunCheckpoint(Path("best.ckpt"), "a" * 64, "b" * 32, 7, 1, {})
+CHECKPOINT = RunCheckpoint(Path(__file__), sha256(Path(__file__)), "b" * 32, 7, 1, {})  # any file will do
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +79,7 @@ def test_files_agree_with_predictions(tested: Any, tmp_path: Path) -> None:
 
     metrics = json.loads((tmp_path / "metrics_test.json").read_text())
     assert (metrics["split"], metrics["synthetic"], metrics["run_id"]) == ("test", True, "b" * 32)
-    assert metrics["checkpoint"] == {"name": "best.ckpt", "sha256": "a" * 64, "global_step": 7, "epoch": 1}
+    assert metrics["checkpoint"] == CHECKPOINT.facts() | {"name": Path(__file__).name, "global_step": 7, "epoch": 1}
     written_bytes = (tmp_path / "predictions_test.csv").read_bytes()
     assert metrics["predictions_sha256"] == hashlib.sha256(written_bytes).hexdigest()
     assert (metrics["precision"], metrics["device"]) == ("32-true", "cpu")
@@ -108,3 +109,13 @@ def test_an_image_without_prediction_is_an_error(fault: str, tested: Any, tmp_pa
     with pytest.raises(RuntimeError, match=f"1 of {len(predicted)} images have no finite prediction"):
         report(tested, [index], predicted)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_checkpoint_that_is_replaced_meanwhile_is_not_tested(tmp_path: Path) -> None:
+    """By the training that goes on."""
+    path = tmp_path / "best.ckpt"
+    path.write_bytes(b"first")
+    callback = PredictionReport(RunCheckpoint(path, sha256(path), "b" * 32, 7, 1, {}))
+    path.write_bytes(b"second")
+    with pytest.raises(RuntimeError, match=r"best\.ckpt has changed since the test began"):
+        callback.on_test_epoch_start(SimpleNamespace(), SimpleNamespace())  # type: ignore[arg-type]
