@@ -116,7 +116,7 @@ def test_auto_goes_by_what_the_runs_say_and_not_by_times_of_files(
 def test_a_copy_goes_on_as_a_run_of_its_own(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     copy = shutil.copytree(run, run.with_name("copy"))
     train(["--resume", str(copy), "--trainer.max_epochs=2"])
-    assert f"{copy} is a copy of {run}: it goes on as a run of its own" in capsys.readouterr().out
+    assert f"{copy} is a copy of {run}: in W&B it is a new run" in capsys.readouterr().out
     first, second = record_of(run), record_of(copy)
     assert (first["folder"], second["folder"]) == (run.name, "copy")
     assert first["wandb_id"] != second["wandb_id"] and first["run_id"] == second["run_id"]
