@@ -135,7 +135,7 @@ def _check_pair(one: Run, other: Run) -> None:
         for pair in itertools.zip_longest(*images, fillvalue=("no image",)):
             if pair[0] != pair[1]:
                 rows = " and ".join(",".join(row) for row in pair)
-                raise ValueError(f"predictions_{split}.csv of {both} differ: {rows}; test both runs again")
+                raise ValueError(f"predictions_{split}.csv differ: {rows}; test both runs again: {both}")
 
 
 def _read_split(folder: Path, split: Split, run_id: str) -> Predictions:

@@ -62,7 +62,7 @@ def read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
 def _unreadable(path: Path, error: Exception) -> ValueError:
     if isinstance(error, FileNotFoundError):
         return ValueError(f"{path} is missing: the run did not finish, or its folder was copied in part")
-    reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+    reason = "nested too deeply" if isinstance(error, RecursionError) else str(error).replace(str(path), "it")
     return ValueError(f"{path} cannot be read ({reason}); restore it")
 
 

@@ -202,7 +202,7 @@ def _open_prepared(root: Path, hr_size: int, margin: float, sources: str | None 
         if sources not in (None, manifest["sources"]):
             raise ValueError("its images have changed")
     except Exception as error:  # damaged files make the readers raise almost anything
-        reason = f"{type(error).__name__}: {str(error)[:200]}"
+        reason = f"{type(error).__name__}: {error}".replace(f"{root}/", "")[:200]
         raise ValueError(f"{root} is damaged ({reason}); prepare it again") from error
     if (size, manifest["margin"]) != (hr_size, margin):
         found = f"{size} px with margin {manifest['margin']}, expected hr_size {hr_size} and crop_margin {margin}"
