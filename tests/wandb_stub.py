@@ -67,7 +67,7 @@ class Service:
 
     def start(self) -> None:
         handler = type("Handler", (_Handler,), {"service": self})
-        self._server = ThreadingHTTPServer(("127.0.0.1", self._port), handler)
+        self._server = _Server(("127.0.0.1", self._port), handler)
         self._port = self._server.server_port
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
@@ -96,6 +96,11 @@ class Service:
         return stored
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, *_: Any) -> None:
+        """Nothing: clients are killed."""
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     service: Service
@@ -103,16 +108,17 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, *_: Any) -> None: ...
 
     def do_POST(self) -> None:
-        body = self._body()
+        text = self._text()
         if self.service.refuses:
             self._answer({"errors": [{"message": "invalid key"}]}, 401)
         elif self.service._server is None:  # a connection from before the network went
             self.close_connection = True
         elif self.path.startswith("/graphql"):
+            body = json.loads(text)
             self._answer({"data": self._data(body["query"], body.get("variables") or {})})
         else:
             if "file_stream" in self.path:
-                self._store(self.service.runs.setdefault(self.path.split("/")[4], StoredRun()), body)
+                self._store(self.service.runs.setdefault(self.path.split("/")[4], StoredRun()), json.loads(text))
             self._answer({"exitcode": None, "limits": {}})
 
     def do_PUT(self) -> None:
@@ -121,9 +127,16 @@ class _Handler(BaseHTTPRequestHandler):
         self.service.runs[run].uploads.add(name)
         self._answer({})
 
-    def _body(self) -> Any:
-        text = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        return json.loads(gzip.decompress(text) if self.headers.get("Content-Encoding") == "gzip" else text or b"{}")
+    def _text(self) -> bytes:
+        text = b""
+        if self.headers.get("Transfer-Encoding") == "chunked":
+            while size := int(self.rfile.readline(), 16):
+                text += self.rfile.read(size)
+                self.rfile.readline()
+            self.rfile.readline()
+        else:
+            text = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        return gzip.decompress(text) if self.headers.get("Content-Encoding") == "gzip" else text
 
     def _answer(self, value: Any, status: int = 200) -> None:
         content = json.dumps(value).encode()
