@@ -33,7 +33,7 @@ from run_state.parser_words import tell
 from run_state.process_state import ProcessState
 from run_state.record import RunRecord, check_same_data
 from run_state.wandb_run import WandbMirror, WandbMode, wandb_mode
-from storage.reading import check_yaml, read_text
+from storage.reading import check_yaml, read_mapping
 
 Command = Literal["train", "test", "upscale"]
 _USAGE = {
@@ -108,7 +108,7 @@ class SuperFERCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         for option, value in pairwise(part for word in args for part in word.split("=", 1)):
             if option in ("--config", "-c") and Path(value).exists():
-                read_text(value)  # refuses what is not a regular file, which the parser would wait for
+                read_mapping(Path(value))  # refuses a pipe, for which the parser would wait, and names a damaged file
         try:
             super().parse_arguments(parser, args)
         except ArgumentError as error:
@@ -171,6 +171,9 @@ class SuperFERCLI(LightningCLI):
             run: folder of the run to resume or test; None makes a new one.
             checkpoint: the one to resume from or to test; a run that was stopped before its first begins again.
         """
+        end = self.config.trainer.max_epochs
+        if checkpoint and end not in (None, -1) and checkpoint.epoch > end:
+            raise ValueError(f"trainer.max_epochs is {end}, but {checkpoint.epoch} epochs are done")
         self.instantiate(follow_weights=checkpoint is None)
         best, modes = self.config.best, self.model.monitored
         if best.monitor not in modes:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from run_state.folder import share_with_children
 from run_state.parser_words import tell
-from run_state.preemption import EXIT_REQUEUE, PreemptedError, Preemption, StoppedError
+from run_state.preemption import EXIT_REQUEUE, PREEMPTION_SIGNALS, PreemptedError, Preemption, StoppedError
 from storage.shortage import find_shortage
 
 if TYPE_CHECKING:
@@ -33,17 +33,25 @@ _OF_THE_INPUT = (ValueError, TypeError, OSError, ArgumentError, ImportError, Ove
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """Let Ctrl-C end the process at once, without a traceback, while libraries are imported."""
+    """Let Ctrl-C and a scheduler's signals end the process at once, in one line, while libraries are imported."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    earlier = signal.getsignal(signal.SIGINT)
-    if earlier is not signal.SIG_IGN:  # as shells have it for jobs in the background
-        signal.signal(signal.SIGINT, lambda *_: os._exit(os.write(2, b"interrupted\n") and EXIT_INTERRUPTED))
+
+    def end(number: int, _: object) -> None:
+        interrupted = number == signal.SIGINT
+        os.write(2, b"interrupted\n" if interrupted else b"preempted; give the same command again\n")
+        os._exit(EXIT_INTERRUPTED if interrupted else EXIT_REQUEUE)
+
+    earlier = {number: signal.getsignal(number) for number in (signal.SIGINT, *PREEMPTION_SIGNALS)}
+    for number, handler in earlier.items():
+        if handler is not signal.SIG_IGN:  # as shells have Ctrl-C for jobs in the background
+            signal.signal(number, end)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, earlier)
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
@@ -136,7 +144,7 @@ def _close(trainer: "L.Trainer", exit_code: int) -> None:
         if isinstance(mirror, WandbMirror):
             with suppress(PreemptedError, KeyboardInterrupt):
                 mirror.close(exit_code)
-            if mirror.logged and not mirror.complete:
+            if not mirror.complete and (mirror.folder / "run.json").is_file():
                 print_upload(mirror.folder)
 
 

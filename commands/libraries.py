@@ -17,15 +17,20 @@ _HARMLESS_WARNINGS = (
     ".*module\\(s\\) in eval mode at the start of training.*",  # frozen features
     ".*Total length of `list` across ranks is zero.*",
 )
-_HARMLESS_MESSAGES = ("litlogger", "Detected KeyboardInterrupt", "to estimate number of stepping batches")
+_HARMLESS_MESSAGES = (
+    "litlogger",
+    "Detected KeyboardInterrupt",
+    "to estimate number of stepping batches",
+    "Seed set to",
+)
 
 
 def quieten() -> None:
     """Silence library messages that users can do nothing about."""
     for pattern in _HARMLESS_WARNINGS:
         warnings.filterwarnings("ignore", message=pattern)
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
-        logger = logging.getLogger(name)
+    for module in ("pytorch.utilities.rank_zero", "fabric.utilities.rank_zero", "fabric.utilities.seed"):
+        logger = logging.getLogger(f"lightning.{module}")
         if _is_useful not in logger.filters:
             logger.addFilter(_is_useful)
 

@@ -119,8 +119,12 @@ class RunRecord(L.Callback):
             if self.checkpoint:
                 self._begin()
                 _name_other_conditions(*self._record["starts"][-2:])
-            for results in (*self._folder.glob("metrics_*.json"), *self._folder.glob("predictions_*.csv")):
-                results.unlink()  # of a checkpoint that this training goes beyond
+            results = sorted([*self._folder.glob("metrics_*.json"), *self._folder.glob("predictions_*.csv")])
+            if results:  # of a checkpoint that this training goes beyond
+                names = ", ".join(path.name for path in results)
+                print(f"{names} removed: training goes on; test again when it is done", flush=True)
+            for path in results:
+                path.unlink()
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._record and not self._begun:
@@ -142,10 +146,13 @@ class RunRecord(L.Callback):
 def _name_other_conditions(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Say under which other conditions a run goes on than it was started under last."""
     one, other = flatten(before), flatten(now)
-    names = ("git_commit", "versions.torch", "threads", "cpu_capability")
-    changed = [f"{name} {other.get(name)} (was {one.get(name)})" for name in names if one.get(name) != other.get(name)]
-    if changed:
-        print(f"resuming with other code or another machine: {', '.join(changed)}; not bit-exact", flush=True)
+    for names, meaning in (
+        (("git_commit", "versions.torch", "threads", "cpu_capability"), "not bit-exact"),
+        (("max_epochs",), "the learning rate follows the new length from here on"),
+    ):
+        changed = [f"{x} {other.get(x)} (was {one.get(x)})" for x in names if one.get(x) != other.get(x)]
+        if changed:
+            print(f"resuming with other conditions: {', '.join(changed)}; {meaning}", flush=True)
 
 
 def _identify(weights: str | None) -> dict[str, str] | None:

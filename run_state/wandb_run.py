@@ -93,24 +93,27 @@ class WandbMirror(L.Callback):
         online: whether to send anything yet.
 
     Attributes:
-        logged: whether there was anything to send.
         complete: whether W&B has everything.
     """
 
     def __init__(self, folder: Path, online: bool) -> None:
-        self.folder, self.online = folder, online
-        self.logged = self.complete = False
+        self.folder, self.online, self.complete = folder, online, False
         self._run: wandb.Run | None = None
         self._rows = self._sent = 0
         self._best: dict[str, float] = {}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not (self.online and trainer.is_global_zero):
+        if not (self.online and self._run is None and trainer.is_global_zero):
             return
         try:
             self.open()
         except WandbError as error:
+            self.online = False
             print(f"warning: {error}; training goes on without it", file=sys.stderr, flush=True)
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Send what is missing, too, where nothing was left to train: the run was killed in its last upload."""
+        self.on_train_start(trainer, pl_module)
 
     def open(self) -> None:
         """Open the run, and send what W&B does not have.
@@ -139,11 +142,10 @@ class WandbMirror(L.Callback):
 
     def on_row(self, row: Row) -> None:
         """Send a row that was logged just now, as long as W&B's own process is there."""
-        self.logged = True
         try:
             self.send(row)
         except Exception as error:
-            self._run = None
+            self._run, self.online = None, False
             print(f"warning: W&B is gone ({error!r}); training goes on without it", file=sys.stderr, flush=True)
 
     def send(self, row: Row) -> None:

@@ -113,6 +113,17 @@ def test_killed_runs_lose_nothing(mode: str, service: Service, tiny_ferplus: Pat
     assert not [path for path in files if KEY.encode() in path.read_bytes()]
 
 
+def test_killed_in_the_last_upload(
+    service: Service, tiny_ferplus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When it resumes, nothing is left to train, but all to send."""
+    run = train(classifier_args(tiny_ferplus, tmp_path))
+    assert not service.runs
+    monkeypatch.setenv("WANDB_MODE", "online")
+    train(["--resume", str(run)])
+    service.check(run)
+
+
 def test_other_settings_are_a_new_run(
     service: Service, tiny_ferplus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

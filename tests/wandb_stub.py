@@ -84,7 +84,7 @@ class Service:
         """
         stored = self.runs[json.loads((run / "run.json").read_text())["wandb_id"]]
         expected = [{name: float(cell) for name, cell in row.items() if cell} for row in read_csv(run / "metrics.csv")]
-        assert len(stored.rows) == len(expected) > 0
+        assert len(stored.rows) == len(expected) > 0, f"{len(stored.rows)} rows of {len(expected)}"
         for number, (row, wanted) in enumerate(zip(stored.rows, expected, strict=True)):
             assert row.pop("_step") == number
             assert row.pop("_timestamp") == approx(wanted.pop("time"), abs=1000 if repeated else 1e-5)
