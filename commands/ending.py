@@ -16,7 +16,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppres
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from run_state.folder import share_with_children
+from run_state.folder import share_with_children, started_processes
 from run_state.parser_words import tell
 from run_state.preemption import EXIT_REQUEUE, PREEMPTION_SIGNALS, PreemptedError, Preemption, StoppedError
 from storage.shortage import find_shortage
@@ -117,9 +117,11 @@ def finishing(trainer: "L.Trainer") -> Iterator[None]:
             exit_code = 0
         except (PreemptedError, KeyboardInterrupt, SystemExit) as end:
             exit_code = _signalled(end) or 1
+            if not trainer.is_global_zero and started_processes() is None:
+                raise SystemExit(0) from end  # Lightning kills rank 0, which may still upload, when another one fails
             _stop(end, _how_to_go_on(trainer))
         finally:
-            latest.preemption.deferred = False
+            latest.preemption.deferred = latest.preemption.requested = False  # a further signal cuts an upload off
             _close(trainer, exit_code)
 
 

@@ -9,7 +9,7 @@ from run_state.may_differ import flatten, may_differ
 
 # Facts of the starts of a training and of its tests, as run.json and metrics_{split}.json name them.
 _OF_A_TEST = ("git_commit", "git_dirty", "versions.torch", "precision", "device")
-_OF_A_TRAINING = (*_OF_A_TEST, "max_epochs", "max_steps")
+_OF_A_TRAINING = (*_OF_A_TEST, "devices", "max_epochs", "max_steps", "allowed_changes")
 
 Confounder = tuple[str, str]  # what differs, and a sentence about it
 

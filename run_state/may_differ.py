@@ -86,6 +86,6 @@ def refuse_changes(
         shown = "; ".join(changes[:2]) + (f"; and {len(changes) - 2} more" if len(changes) > 2 else "")
         hint = {
             "resume": f"to change one on purpose, pass --allow_change NAME (never {NEVER_ON_RESUME})",
-            "test": "config.yaml may have been edited since",
+            "test": "the checkpoint was trained with the latter: pass that value to test it",
         }
         raise ValueError(f"cannot {purpose} with different settings: {shown}; {hint[purpose]}: {run}")

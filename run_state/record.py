@@ -19,7 +19,7 @@ import yaml
 from run_state.checkpoints import RunCheckpoint
 from run_state.folder import find_checkpoint
 from run_state.identity import read_record, sha256
-from run_state.may_differ import INITIAL_WEIGHTS, flatten
+from run_state.may_differ import INITIAL_WEIGHTS, changed_settings, flatten
 from run_state.preemption import PreemptedError, StoppedError
 from run_state.wandb_run import wandb_identity
 from storage.atomic import write_atomically
@@ -79,6 +79,7 @@ class RunRecord(L.Callback):
             **conditions(trainer),
             "max_epochs": trainer.max_epochs,
             "max_steps": trainer.max_steps,
+            "allowed_changes": changed_settings(checkpoint.settings, self._settings, "resume") if checkpoint else [],
             "checkpoint": checkpoint and checkpoint.facts(),
         }
         return {

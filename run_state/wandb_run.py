@@ -75,7 +75,7 @@ def wandb_identity(earlier: Mapping[str, Any]) -> dict[str, str | None]:
     return {
         "wandb_id": sweep or earlier.get("wandb_id") or os.environ.get("WANDB_RUN_ID") or uuid.uuid4().hex[:8],
         "wandb_project": earlier.get("wandb_project") or os.environ.get("WANDB_PROJECT") or PROJECT,
-        "wandb_entity": earlier.get("wandb_entity") or os.environ.get("WANDB_ENTITY"),
+        "wandb_entity": earlier.get("wandb_entity", os.environ.get("WANDB_ENTITY")),
     }
 
 
@@ -126,7 +126,7 @@ class WandbMirror(L.Callback):
 
         record, settings = read_record(self.folder), read_mapping(self.folder / "config.yaml")
         self._monitor, self._mode = settings["best"]["monitor"], settings["best"]["mode"]
-        rows, results = read_rows(self.folder / "metrics.csv")[1], _results(self.folder)
+        rows, results = read_rows(self.folder / "metrics.csv")[1], _results(self.folder, record["run_id"])
         try:
             self._run = run = _init(self.folder, record, settings)
             self._rows, self._sent, self._best = 0, run.starting_step, {}
@@ -161,13 +161,12 @@ class WandbMirror(L.Callback):
         )
         if better:
             self._best = {f"best/{self._monitor}": found, "best/epoch": values.get("epoch"), "best/step": step}  # type: ignore[dict-item]
+            self._run.summary.update(self._best)  # W&B's own summary="max" forgets what was before a resume
         if number < self._sent:
             return
         pictures = _pictures(self.folder, step + 1) if any(name.startswith("val/") for name in values) else {}
         place = {"trainer/global_step": step, "_timestamp": logged_at}
         self._run.log({**values, **place, **pictures}, step=number)
-        if better:  # W&B's own summary="max" forgets what was before a resume
-            self._run.summary.update(self._best)
 
     def close(self, exit_code: int) -> None:
         """End the run in W&B; give up after `WANDB_FINISH_TIMEOUT` seconds."""
@@ -222,11 +221,13 @@ def _init(folder: Path, record: Mapping[str, Any], settings: Mapping[str, Any]) 
     return run
 
 
-def _results(folder: Path) -> dict[str, float]:
+def _results(folder: Path, run_id: str) -> dict[str, float]:
     """Return the figures of every test by the majority rule, as "test/acc" and "test/acc_without_train_duplicates"."""
     figures: dict[str, float] = {}
     for path in sorted(folder.glob("metrics_*.json")):
         report = read_mapping(path)
+        if report.get("run_id") != run_id:
+            raise ValueError(f"{path} is of another run, {report.get('run_id')}; test this run again")
         try:
             prefix = "test/" if report["split"] == "test" else f"tested_on_{report['split']}/"
             for subset, suffix in (("all", ""), ("without_train_duplicates", "_without_train_duplicates")):

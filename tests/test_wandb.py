@@ -162,10 +162,12 @@ def test_damaged_results_are_named(
     service: Service, tiny_ferplus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = train(classifier_args(tiny_ferplus, tmp_path))
-    (run / "metrics_test.json").write_text('{"split": "test"}')
-    with pytest.raises(SystemExit) as stopped:
-        upload([str(run)])
-    assert stopped.value.code == 2 and "metrics_test.json is damaged" in capsys.readouterr().err
+    run_id = json.loads((run / "run.json").read_text())["run_id"]
+    for written, problem in (({"run_id": run_id, "split": "test"}, "is damaged"), ({}, "is of another run")):
+        (run / "metrics_test.json").write_text(json.dumps(written))
+        with pytest.raises(SystemExit) as stopped:
+            upload([str(run)])
+        assert stopped.value.code == 2 and f"metrics_test.json {problem}" in capsys.readouterr().err
     assert not service.runs
 
 

@@ -73,7 +73,7 @@ def test_a_pipe_in_the_place_of_a_configuration(
 ) -> None:
     os.mkfifo(tmp_path / "pipe")
     args = classifier_args(tiny_ferplus, tmp_path / "runs", "--config", str(tmp_path / "pipe"))
-    assert "pipe is not a regular file" in refused(train, args, capsys)
+    assert "pipe cannot be read (it is not a regular file)" in refused(train, args, capsys)
 
 
 @pytest.mark.parametrize("command", [run_test, train, compare])

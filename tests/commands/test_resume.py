@@ -156,11 +156,12 @@ def test_other_conditions_are_named_and_the_first_are_kept(run: Path, capsys: py
     record["starts"][0] |= {"git_commit": "f" * 40, "threads": 99}
     (run / "run.json").write_text(json.dumps(record))
     train(["--resume", str(run), "--trainer.max_epochs=2"])
-    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("resuming with other"))
+    line, length = (x for x in capsys.readouterr().out.splitlines() if x.startswith("resuming with other"))
+    assert "max_epochs 2 (was 1); the learning rate follows the new length" in length
     assert f"(was {'f' * 40})" in line and f"threads {torch.get_num_threads()} (was 99)" in line and "torch" not in line
     assert record_of(run)["starts"][0] == record["starts"][0] and len(record_of(run)["starts"]) == 2
     train(["--resume", str(run), "--trainer.max_epochs=3"])
-    assert "resuming with other" not in capsys.readouterr().out
+    assert "not bit-exact" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("resume", ["auto", "by name"])
