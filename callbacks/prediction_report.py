@@ -71,6 +71,7 @@ class PredictionReport(L.Callback):
             "synthetic": data.synthetic,
             "checkpoint": tested.facts(),
             "predictions_sha256": sha256(predictions),
+            "settings": tested.settings,
             **conditions(trainer),
             "rules": rules,
         }

@@ -22,6 +22,7 @@ from callbacks.prediction_report import PredictionReport
 from callbacks.text_progress import TextProgress
 from callbacks.throughput import Throughput
 from commands.libraries import keep_freed_memory
+from commands.parser_words import tell
 from commands.ranges import check_batches, check_ranges
 from models.bfloat16 import check_bfloat16
 from run_state.checkpoints import AtomicCheckpointIO, LatestCheckpoint, RunCheckpoint
@@ -29,7 +30,6 @@ from run_state.folder import new_run_folder, share_with_children, started_proces
 from run_state.identity import is_word
 from run_state.may_differ import INITIAL_WEIGHTS
 from run_state.metrics_csv import MetricsCSV
-from run_state.parser_words import tell
 from run_state.process_state import ProcessState
 from run_state.record import RunRecord, check_same_data
 from run_state.wandb_run import WandbMirror, WandbMode, wandb_mode
@@ -238,12 +238,10 @@ class SuperFERCLI(LightningCLI):
             found = f"{nodes} x {per_node} devices need as many processes, but the number of processes is {started}"
             launchers = f"srun --ntasks-per-node {per_node} or torchrun --nproc-per-node {per_node}"
             raise ValueError(f"{found}: start them with {launchers}")
-        if data.batch_size % devices:
-            raise ValueError(f"batch_size is {data.batch_size}, expected a multiple of the {devices} devices")
+        share = data.per_device(devices)
         if self.command == "train" and (images := data.validation_images) < devices:
             raise ValueError(f"the number of validation images is {images}, expected at least the {devices} devices")
         if devices > 1 and trainer.is_global_zero:
-            share = data.batch_size // devices
             print(f"batch_size {data.batch_size}: {share} on each of {devices} devices", flush=True)
 
     def _check_precision(self) -> None:

@@ -8,12 +8,16 @@ Nothing is written before everything has worked.
 """
 
 import argparse
+from argparse import ArgumentError
 from pathlib import Path
 
+import numpy as np
+
 from commands.ending import Parser, orderly, refusals
-from comparison.figures import draw_curves, draw_faces, png
+from commands.parser_words import tell
+from comparison.figures import draw_curves, draw_faces, png, upscaled_faces
 from comparison.generator_curves import best_and_last, draw_generators, read_generators
-from comparison.reading import RULES, are_generators, read_runs
+from comparison.reading import RULES, Run, Split, are_generators, read_runs
 from comparison.report import Report, markdown_table
 from storage.atomic import write_atomically
 
@@ -51,6 +55,15 @@ def _compare_arms(options: argparse.Namespace) -> tuple[str, dict[str, bytes | s
     report = Report(runs, options.rule)
     files: dict[str, bytes | str] = {"comparison.json": report.json(), "table.md": report.markdown()}
     if report.shared_split and not options.no_faces:
-        files["figure1.png"] = png(draw_faces(report.arms, report.shared_split, options.rule, report.label))
+        files["figure1.png"] = png(draw_faces(report.arms, report.shared_split, options.rule, report.label, load_faces))
     files["figure2.png"] = png(draw_curves(report.arms, report.label, report.counts))
     return report.markdown(), files
+
+
+def load_faces(run: Run, split: Split, names: list[str]) -> np.ndarray:
+    """Return what `upscaled_faces` does, or say in a line why not, and what to do."""
+    try:
+        return upscaled_faces(run, split, names)
+    except (ArgumentError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+        problem = f"could not load the upscaled faces of {run.folder}: {tell(str(error))}"
+        raise ValueError(f"{problem}; --no-faces leaves figure1.png out") from error

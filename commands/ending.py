@@ -16,8 +16,8 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppres
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from commands.parser_words import tell
 from run_state.folder import share_with_children, started_processes
-from run_state.parser_words import tell
 from run_state.preemption import EXIT_REQUEUE, PREEMPTION_SIGNALS, PreemptedError, Preemption, StoppedError
 from storage.shortage import find_shortage
 

@@ -14,7 +14,7 @@ from commands.ending import Parser, finishing, orderly, refusals, refuse
 from commands.libraries import quieten
 from run_state.checkpoints import newest_intact
 from run_state.folder import NEWEST_FIRST, can_go_on, find_checkpoint, find_run, lock, newest_run, only_auto
-from run_state.identity import detach_copy, read_record, renew_wandb_run
+from run_state.identity import detach_copy, read_record
 from run_state.may_differ import refuse_changes
 from run_state.metrics_csv import cut_back
 from storage.atomic import remove_leftovers
@@ -42,10 +42,10 @@ def train(args: Sequence[str] | None = None) -> Path:
                 stack.enter_context(lock(run))  # first: nobody else may change what is read from here on
                 remove_leftovers(run / "checkpoints", older_than=0)
                 detach_copy(run)
-                if options.allow_change:
-                    renew_wandb_run(run, "resumed with other settings")
             checkpoint = newest_intact(run) if run else None
             if run:
+                if leads and not checkpoint:
+                    print(f"{run} has no checkpoint: it begins again", flush=True)
                 before = checkpoint.settings if checkpoint else read_mapping(run / "config.yaml")
                 refuse_changes(run, before, cli.settings, "resume", options.allow_change)
             trainer = cli.build(run, checkpoint)

@@ -8,7 +8,6 @@ import io
 import itertools
 import math
 import textwrap
-from argparse import ArgumentError
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,7 +20,6 @@ from matplotlib.ticker import MaxNLocator
 from comparison.measures import Arms
 from comparison.reading import Predictions, Rule, Run
 from datamodules.labels import CLASSES, SPLIT_TITLES, Split
-from run_state.parser_words import tell
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 ARM_STYLES = tuple(zip(_COLOURS, "os^DvPX", strict=True))  # colour and marker
@@ -32,8 +30,7 @@ _DRAWN_SPLITS: tuple[Split, ...] = ("train", "val")
 def upscaled_faces(run: Run, split: Split, names: list[str]) -> np.ndarray:
     """Return faces as the arm of a finished run saw them, uint8 N,384,384 or, where it has colours, N,384,384,3.
 
-    Raises:
-        ValueError: The configuration, the data or a name is wrong.
+    Where the configuration, the data or a name is wrong, the errors are those of the parser and of the data module.
     """
     # Imported here: they load torch, which nothing else in a comparison needs.
     from jsonargparse import ArgumentParser
@@ -42,13 +39,8 @@ def upscaled_faces(run: Run, split: Split, names: list[str]) -> np.ndarray:
 
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(FERPlusDataModule, "data", required=True)
-    try:
-        data = parser.instantiate(parser.parse_object({"data": run.config["data"]})).data
-        images: np.ndarray = data.faces(split, names)
-    except (ArgumentError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"could not load the upscaled faces of {run.folder}: {tell(str(error))}; --no-faces leaves figure1.png out"
-        ) from error
+    data = parser.instantiate(parser.parse_object({"data": run.config["data"]})).data
+    images: np.ndarray = data.faces(split, names)
     return images[:, 0] if images.shape[1] == 1 else images.transpose(0, 2, 3, 1)
 
 
@@ -82,7 +74,7 @@ def draw_faces(
     split: Split,
     rule: Rule,
     data: str,
-    load: Callable[[Run, Split, list[str]], np.ndarray] = upscaled_faces,
+    load: Callable[[Run, Split, list[str]], np.ndarray],
 ) -> Figure:
     """Draw figure 1: the same faces upscaled by each arm, side by side, with each arm's answer.
 

@@ -1,6 +1,6 @@
 """Read run folders, and refuse what cannot be compared.
 
-A run folder holds `run.json`, `config.yaml` and `metrics.csv` from training, and `metrics_{split}.json` with
+A run folder holds `run.json` and `metrics.csv` from training, and `metrics_{split}.json` with
 `predictions_{split}.csv` for every tested split. Which settings may differ between arms: `run_state/may_differ.py`.
 """
 
@@ -39,6 +39,7 @@ class Predictions:
     checkpoint: str  # file name of the tested weights
     global_step: int  # optimiser steps that they have behind them
     is_stale: bool  # whether the file of that name is another one now
+    settings: dict[str, Any]  # what the checkpoint was trained with
     results: dict[str, Any]  # metrics_{split}.json
 
     def right(self, rule: Rule) -> np.ndarray:
@@ -60,7 +61,7 @@ class Run:
     arm: str  # name of the upscaler
     seed: int
     info: dict[str, Any]  # run.json
-    config: dict[str, Any]  # config.yaml
+    config: dict[str, Any]  # what the tested checkpoint was trained with; config.yaml may have been edited since
     curves: dict[str, dict[int, float]]  # per name in CURVES, epoch -> value (loss, or accuracy in [0, 1])
     tested: dict[Split, Predictions]
 
@@ -112,7 +113,8 @@ def _read_run(folder: Path) -> Run:
         raise ValueError(f"{folder / 'metrics.csv'} has no value of {missing[0]}: no epoch ended; resume the training")
     # The last value of an epoch: a resumed run may have logged it twice.
     curves = {name: {epoch: value for epoch, _, value in points[name]} for name in CURVES}
-    return Run(folder, info["arm"], info["seed"], info, read_mapping(folder / "config.yaml"), curves, tested)
+    config = next(iter(tested.values())).settings
+    return Run(folder, info["arm"], info["seed"], info, config, curves, tested)
 
 
 def _check_pair(one: Run, other: Run) -> None:
@@ -149,10 +151,13 @@ def _read_split(folder: Path, split: Split, run_id: str) -> Predictions:
             raise ValueError(f"{metrics_path} does not match {of}: {found}; test the run again")
     try:
         tested = metrics["checkpoint"]
-        checkpoint = (folder / "checkpoints" / "x").with_name(str(tested["name"]))
+        checkpoint = (folder / "checkpoints" / "x").with_name(str(tested["name"]))  # refuses a path
+        settings = dict(metrics["settings"])
         step, is_stale = int(tested["global_step"]), checkpoint.is_file() and sha256(checkpoint) != tested["sha256"]
     except (KeyError, TypeError, ValueError):
-        raise ValueError(f"{metrics_path} does not say which checkpoint was tested; test the run again") from None
+        raise ValueError(
+            f"{metrics_path} does not say which checkpoint, with which settings, was tested; test the run again"
+        ) from None
     return Predictions(
         images=[(row["name"], row["label"], row["label_argmax"], row["in_train"]) for row in rows],
         labels={rule: np.array([_CLASS_INDEX[row[key]] for row in rows]) for rule, key in _LABEL_COLUMN.items()},
@@ -161,5 +166,6 @@ def _read_split(folder: Path, split: Split, run_id: str) -> Predictions:
         checkpoint=checkpoint.name,
         global_step=step,
         is_stale=is_stale,
+        settings=settings,
         results=metrics,
     )

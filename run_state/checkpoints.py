@@ -16,13 +16,12 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint, GradientAccumulationScheduler, ModelCheckpoint
 
-from run_state.folder import checkpoints
+from run_state.folder import LATEST, PREVIOUS, checkpoints
 from run_state.identity import read_record, sha256
 from run_state.preemption import PreemptedError, Preemption, StoppedError
+from run_state.ranks import gather
 from storage.atomic import write_atomically
 from storage.checkpoints import CheckpointError, read_checkpoint
-
-LATEST, PREVIOUS = "latest.ckpt", "previous.ckpt"  # the latter in case that the former is damaged later
 
 
 class LatestCheckpoint(Checkpoint):
@@ -86,6 +85,8 @@ class LatestCheckpoint(Checkpoint):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         _refuse_different_places(trainer)
+        if trainer.is_global_zero and trainer.ckpt_path and self.dirpath and Path(trainer.ckpt_path).name != LATEST:
+            (Path(self.dirpath) / LATEST).unlink(missing_ok=True)  # damaged: it must not replace the one before it
         self._saved_at = time.monotonic()
         self.preemption.deferred = True
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
@@ -169,9 +170,7 @@ def _may_stop(trainer: L.Trainer) -> bool:
 
 def _refuse_different_places(trainer: L.Trainer) -> None:
     """Every rank has looked for the checkpoint by itself; gradients of different weights would be averaged silently."""
-    places: list[Any] = [(trainer.current_epoch, trainer.global_step)] * trainer.world_size
-    if trainer.world_size > 1:
-        torch.distributed.all_gather_object(places, places[0])
+    places = gather(trainer, (trainer.current_epoch, trainer.global_step))
     if len(set(places)) > 1:
         first = {place: places.index(place) for place in places}
         shown = ", ".join(f"rank {rank} epoch {epoch} step {step}" for (epoch, step), rank in first.items())

@@ -101,6 +101,12 @@ class ResumableDataModule(L.LightningDataModule):
     def teardown(self, stage: str) -> None:
         self._resumed_at = (0, 0)
 
+    def per_device(self, devices: int) -> int:
+        """Return the images of a batch on each device."""
+        if self.batch_size % devices:
+            raise ValueError(f"batch_size is {self.batch_size}, expected a multiple of the {devices} devices")
+        return self.batch_size // devices
+
     def make_loader(
         self, dataset: Dataset[Any], *, training: bool, collate_fn: Callable[[Any], Any] | None = None
     ) -> DataLoader[Any]:
@@ -113,11 +119,9 @@ class ResumableDataModule(L.LightningDataModule):
         """
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         length = len(dataset)  # type: ignore[arg-type]
-        if self.batch_size % world_size:
-            raise ValueError(f"batch_size is {self.batch_size}, expected a multiple of the {world_size} devices")
+        per_device = self.per_device(world_size)
         if training and length < self.batch_size:
             raise ValueError(f"batch_size is {self.batch_size}, expected at most the {length} training images")
-        per_device = self.batch_size // world_size
         sampler = EpochSampler(length, self.seed, training, rank, world_size, drop_remainder=training)
         if training:
             self.training_batches = length // self.batch_size

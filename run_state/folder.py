@@ -21,7 +21,8 @@ from run_state.identity import original_of, read_record
 from run_state.may_differ import changed_settings, flatten, may_differ
 from storage.reading import read_mapping
 
-NEWEST_FIRST = ("latest.ckpt", "previous.ckpt", "best.ckpt")
+LATEST, PREVIOUS = "latest.ckpt", "previous.ckpt"  # the latter in case that the former is damaged later
+NEWEST_FIRST = (LATEST, PREVIOUS, "best.ckpt")
 _CHOSEN = "SUPERFER_RUN_FOLDER"  # tells the folder to the processes that Lightning starts for the other devices
 
 
@@ -131,11 +132,6 @@ def started_processes() -> int | None:
     """Return how many processes torchrun or srun started; None where Lightning starts them, or there is one."""
     name = "WORLD_SIZE" if "TORCHELASTIC_RUN_ID" in os.environ else "SLURM_STEP_NUM_TASKS"  # srun alone sets the latter
     return int(os.environ[name]) if name in os.environ else None
-
-
-def is_child() -> bool:
-    """Whether another process of the job has chosen the run folder, or chooses the same one."""
-    return _chosen_folder() is not None or _job() is not None
 
 
 def share_with_children(folder: Path | None) -> None:

@@ -35,7 +35,7 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "seed": (lambda value: type(value) is int and 0 <= value < 2**32, "an integer from 0 to 4294967295"),
     "synthetic": (lambda value: isinstance(value, bool), "true or false"),
     "starts": (_are_starts, "a list of starts, each with its time"),
-    **dict.fromkeys(("folder", "experiment", "data_fingerprint", "status"), _TEXT),
+    **dict.fromkeys(("folder", "experiment", "data_fingerprint", "status", "wandb_id", "wandb_project"), _TEXT),
 }
 
 
@@ -65,15 +65,11 @@ def original_of(folder: Path, record: dict[str, Any]) -> Path | None:
 
 def detach_copy(folder: Path) -> None:
     """Give a copied run a name and a W&B run of its own before it goes on: two folders must not write one W&B run."""
-    if original := original_of(folder.resolve(), read_record(folder)):
-        renew_wandb_run(folder, f"a copy of {original}")
-
-
-def renew_wandb_run(folder: Path, why: str) -> None:
-    """Have a run go on as a new one in W&B, where the rows that it has would not be those of `metrics.csv`."""
-    record = read_record(folder) | {"folder": folder.resolve().name, "wandb_id": uuid.uuid4().hex[:8]}
-    write_atomically(folder / "run.json", json.dumps(record, indent=1) + "\n")
-    print(f"{folder} is {why}: in W&B it is a new run", flush=True)
+    record = read_record(folder)
+    if original := original_of(folder.resolve(), record):
+        record |= {"folder": folder.resolve().name, "wandb_id": uuid.uuid4().hex[:8]}
+        write_atomically(folder / "run.json", json.dumps(record, indent=1) + "\n")
+        print(f"{folder} is a copy of {original}: in W&B it is a new run", flush=True)
 
 
 def sha256(path: Path) -> str:

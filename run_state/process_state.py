@@ -9,6 +9,7 @@ import torch
 from torchmetrics import Metric
 
 from run_state.lightning_internals import realign_logged_steps
+from run_state.ranks import gather
 
 MetricStates = dict[str, dict[str, Any]]
 
@@ -42,10 +43,7 @@ class ProcessState(L.Callback):
                 for name, metric in _training_metrics(self._trainer.lightning_module)
             },
         }
-        ranks = [own] * self._trainer.world_size
-        if self._trainer.world_size > 1:
-            torch.distributed.all_gather_object(ranks, own)
-        return {"ranks": ranks}
+        return {"ranks": gather(self._trainer, own)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Called when a run is resumed."""

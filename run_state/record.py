@@ -79,7 +79,7 @@ class RunRecord(L.Callback):
             **conditions(trainer),
             "max_epochs": trainer.max_epochs,
             "max_steps": trainer.max_steps,
-            "allowed_changes": changed_settings(checkpoint.settings, self._settings, "resume") if checkpoint else [],
+            "allowed_changes": changed_settings(checkpoint.settings, config, "resume") if checkpoint else [],
             "checkpoint": checkpoint and checkpoint.facts(),
         }
         return {
@@ -87,7 +87,8 @@ class RunRecord(L.Callback):
             "folder": self._folder.resolve().name,
             "experiment": config["experiment"],
             "seed": config["seed_everything"],
-            **wandb_identity(earlier),
+            # With other settings, the rows that W&B has would not be those of `metrics.csv`.
+            **wandb_identity(earlier, renewed=bool(start["allowed_changes"])),
             **data_identity(data),
             "synthetic": data.synthetic,
             "parameters": sum(parameter.numel() for parameter in module.parameters()),
@@ -120,6 +121,8 @@ class RunRecord(L.Callback):
             if self.checkpoint:
                 self._begin()
                 _name_other_conditions(*self._record["starts"][-2:])
+                if changes := self._record["starts"][-1]["allowed_changes"]:
+                    print(f"resuming with {'; '.join(changes)}: in W&B it is a new run", flush=True)
             results = sorted([*self._folder.glob("metrics_*.json"), *self._folder.glob("predictions_*.csv")])
             if results:  # of a checkpoint that this training goes beyond
                 names = ", ".join(path.name for path in results)

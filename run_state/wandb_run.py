@@ -33,7 +33,9 @@ TIMEOUT_S = 60.0  # of the first and the last words with W&B; without network th
 WandbMode = Literal["online", "offline", "disabled"]
 _MODES: dict[str, WandbMode] = {"online": "online", "offline": "offline", "disabled": "disabled"}
 _MODES |= {"run": "online", "dryrun": "offline"}  # W&B's older names
+STEP = "trainer/global_step"  # as Lightning names it
 TESTED = ("test/", "tested_on_")  # what the figures of a test are named
+_ANEW = "for a new run in W&B, put another wandb_id into run.json"
 
 
 def wandb_mode() -> WandbMode:
@@ -53,8 +55,7 @@ def require_key() -> None:
     if not find_spec("wandb"):
         raise ValueError("wandb is not installed; pip install wandb")
     if not _logged_in():
-        ways = "set WANDB_API_KEY, log in with `wandb login`, or train with WANDB_MODE=offline"
-        raise ValueError(f"W&B has no key; {ways}")
+        raise ValueError("W&B has no key; set WANDB_API_KEY, or log in with `wandb login` (or WANDB_MODE=offline)")
 
 
 def _logged_in() -> bool:
@@ -66,14 +67,16 @@ def _logged_in() -> bool:
         raise ValueError(f"W&B refuses its key: {error}") from error
 
 
-def wandb_identity(earlier: Mapping[str, Any]) -> dict[str, str | None]:
+def wandb_identity(earlier: Mapping[str, Any], renewed: bool = False) -> dict[str, str | None]:
     """Return which run in W&B a training belongs to: what an earlier `run.json` says, else what the environment does.
 
-    An agent of a sweep chooses the id, whatever is there.
+    A `renewed` one has another id than before. An agent of a sweep chooses the id, whatever is there.
     """
-    sweep = os.environ.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in os.environ else None
+    chosen = os.environ.get("WANDB_RUN_ID")
+    if "WANDB_SWEEP_ID" not in os.environ and earlier:
+        chosen = None if renewed else earlier["wandb_id"]
     return {
-        "wandb_id": sweep or earlier.get("wandb_id") or os.environ.get("WANDB_RUN_ID") or uuid.uuid4().hex[:8],
+        "wandb_id": chosen or uuid.uuid4().hex[:8],
         "wandb_project": earlier.get("wandb_project") or os.environ.get("WANDB_PROJECT") or PROJECT,
         "wandb_entity": earlier.get("wandb_entity", os.environ.get("WANDB_ENTITY")),
     }
@@ -122,22 +125,21 @@ class WandbMirror(L.Callback):
             WandbError: W&B cannot be reached, or refuses.
             ValueError: A file of the run folder is damaged.
         """
-        import wandb
-
         record, settings = read_record(self.folder), read_mapping(self.folder / "config.yaml")
         self._monitor, self._mode = settings["best"]["monitor"], settings["best"]["mode"]
         rows, results = read_rows(self.folder / "metrics.csv")[1], _results(self.folder, record["run_id"])
+        self._run = run = _init(self.folder, record, settings)
+        self._rows, self._sent, self._best = 0, run.starting_step, {}
         try:
-            self._run = run = _init(self.folder, record, settings)
-            self._rows, self._sent, self._best = 0, run.starting_step, {}
+            self._last_step = run.summary.get(STEP)
             for row in rows:
                 self.send(row)
             stale = [name for name in run.summary.keys() if name.startswith(TESTED)]  # noqa: SIM118 (not a mapping)
             run.summary.update(dict.fromkeys(stale) | self._best | results)
         except Exception as error:
-            self._run = None
-            wandb.teardown()  # forget the run that is half open
-            raise WandbError(f"W&B cannot be reached ({' '.join(str(error).split())[:200]})") from error
+            self.online = False
+            self.close(exit_code=1)
+            raise WandbError(_in_short(error)) from error
         print(f"W&B run: {run.url}", flush=True)
 
     def on_row(self, row: Row) -> None:
@@ -145,8 +147,9 @@ class WandbMirror(L.Callback):
         try:
             self.send(row)
         except Exception as error:
-            self._run, self.online = None, False
-            print(f"warning: W&B is gone ({error!r}); training goes on without it", file=sys.stderr, flush=True)
+            self.online = False
+            self.close(exit_code=1)
+            print(f"warning: W&B: {_in_short(error)}; training goes on without it", file=sys.stderr, flush=True)
 
     def send(self, row: Row) -> None:
         """Send the next row of `metrics.csv`, unless W&B has it, and say which one is the best so far."""
@@ -162,11 +165,18 @@ class WandbMirror(L.Callback):
         if better:
             self._best = {f"best/{self._monitor}": found, "best/epoch": values.get("epoch"), "best/step": step}  # type: ignore[dict-item]
             self._run.summary.update(self._best)  # W&B's own summary="max" forgets what was before a resume
+        if number == self._sent - 1 and step != self._last_step:
+            raise WandbError(f"W&B has a row of step {self._last_step} where metrics.csv has step {step}; {_ANEW}")
         if number < self._sent:
             return
         pictures = _pictures(self.folder, step + 1) if any(name.startswith("val/") for name in values) else {}
-        place = {"trainer/global_step": step, "_timestamp": logged_at}
+        place = {STEP: step, "_timestamp": logged_at}
         self._run.log({**values, **place, **pictures}, step=number)
+
+    @property
+    def missing(self) -> int:
+        """How many rows W&B has that are not in `metrics.csv`: lost with a kill, and not logged again yet."""
+        return max(0, self._sent - self._rows)
 
     def close(self, exit_code: int) -> None:
         """End the run in W&B; give up after `WANDB_FINISH_TIMEOUT` seconds."""
@@ -177,7 +187,7 @@ class WandbMirror(L.Callback):
             if exit_code == EXIT_REQUEUE:
                 run.mark_preempting()
             run.finish(exit_code=exit_code)
-            self.complete = True
+            self.complete = self.online and not self.missing
 
 
 def upload(folder: Path) -> None:
@@ -187,38 +197,49 @@ def upload(folder: Path) -> None:
         detach_copy(folder)
         ended = str(read_record(folder).get("status"))
         mirror.open()
-        mirror.close({"finished": 0, "preempted": EXIT_REQUEUE}.get(ended, 1))
+        mirror.close({"finished": 0, "stopped": 0, "preempted": EXIT_REQUEUE}.get(ended, 1))
     if not mirror.complete:
-        raise WandbError(f"W&B has not got all of {folder} yet; upload it again")
+        more = f"W&B has {mirror.missing} rows more than metrics.csv: resume the run, or {_ANEW}"
+        raise WandbError(more if mirror.missing else "W&B has not got everything yet; upload it again")
 
 
 def _init(folder: Path, record: Mapping[str, Any], settings: Mapping[str, Any]) -> "wandb.Run":
     import wandb
 
-    run = wandb.init(
-        id=record["wandb_id"],
-        project=record["wandb_project"],
-        entity=record["wandb_entity"],
-        resume="allow",
-        group=record["experiment"],
-        job_type="train",
-        name=f"{record['experiment']}_{folder.name}",
-        tags=_tags(record, settings),
-        dir=folder,
-        mode="online",  # said again: W&B has read its environment when it looked for a key
-        settings=wandb.Settings(
-            init_timeout=float(os.environ.get("WANDB_INIT_TIMEOUT", TIMEOUT_S)),
-            finish_timeout=float(os.environ.get("WANDB_FINISH_TIMEOUT", TIMEOUT_S)),
-            finish_timeout_raises=True,
-            silent=True,  # what there is to say takes a line
-        ),
-    )
+    try:
+        run = wandb.init(
+            id=record["wandb_id"],
+            project=record["wandb_project"],
+            entity=record["wandb_entity"],
+            resume="allow",
+            group=record["experiment"],
+            job_type="train",
+            name=f"{record['experiment']}_{folder.name}",
+            tags=_tags(record, settings),
+            dir=folder,
+            mode="online",  # said again: W&B has read its environment when it looked for a key
+            settings=wandb.Settings(
+                init_timeout=float(os.environ.get("WANDB_INIT_TIMEOUT", TIMEOUT_S)),
+                finish_timeout=float(os.environ.get("WANDB_FINISH_TIMEOUT", TIMEOUT_S)),
+                finish_timeout_raises=True,
+                silent=True,  # what there is to say takes a line
+            ),
+        )
+    except BaseException as error:
+        wandb.teardown()  # forget the run that is half open
+        if not isinstance(error, Exception):
+            raise
+        raise WandbError(f"W&B cannot be reached ({_in_short(error)})") from error
     run.config.update(_config(record, settings), allow_val_change=True)
     is_classifier = record["arm"] is not None  # a generator is validated every so many batches
     for names in ("train/*", "val/*", "perf/*", "lr-*", "grad_norm*"):
         once_an_epoch = names == "perf/*" or (is_classifier and names in ("train/*", "val/*"))
-        run.define_metric(names, step_metric="epoch" if once_an_epoch else "trainer/global_step")
+        run.define_metric(names, step_metric="epoch" if once_an_epoch else STEP)
     return run
+
+
+def _in_short(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or repr(error)
 
 
 def _results(folder: Path, run_id: str) -> dict[str, float]:

@@ -33,7 +33,7 @@ from run_state.metrics_csv import cut_back
 from storage.checkpoints import CheckpointError, read_checkpoint, safetensors_bytes
 from storage.pickles import load_plain_pickle
 from storage.reading import read_mapping
-from tests.comparison.test_compare import right_except, write_run
+from tests.comparison.runs import right_except, write_run
 from tests.datamodules.faces.face_writers import points, write_csv, write_face, write_pkl, write_pts
 from tests.datamodules.ferplus.ferplus_writers import MIXED, write_folders, write_kaggle
 from tests.tiny_runs import classifier_args, generator_args

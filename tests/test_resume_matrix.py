@@ -106,7 +106,6 @@ CLASSIFIER = {  # of 12 batches, 4 an epoch
     "AdamW": ["--model.optimizer.name=adamw", "--model.optimizer.lr=0.001"],
     "logged every third batch": ["--trainer.log_every_n_steps=3"],
     "a second CSV": ["--trainer.logger=lightning.pytorch.loggers.CSVLogger", "--trainer.logger.save_dir=csv"],
-    "best every second validation": ["--best.every_n_epochs=2"],
     "last beside": ["--best.save_last=true"],
     "loaders anew every epoch": ["--trainer.reload_dataloaders_every_n_epochs=1"],
     "loaders anew every second epoch": ["--trainer.reload_dataloaders_every_n_epochs=2"],

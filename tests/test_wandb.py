@@ -113,6 +113,27 @@ def test_killed_runs_lose_nothing(mode: str, service: Service, tiny_ferplus: Pat
     assert not [path for path in files if KEY.encode() in path.read_bytes()]
 
 
+def test_rows_that_metrics_csv_has_lost(
+    service: Service, tiny_ferplus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """W&B never has other rows than the file without a word."""
+    run = train(classifier_args(tiny_ferplus, tmp_path, "--trainer.log_every_n_steps=1"))
+    path, whole = run / "metrics.csv", (run / "metrics.csv").read_text()
+    upload([str(run)])
+    header, _, *others = whole.splitlines(keepends=True)
+    for kept, problem in (
+        (others[:-1], "W&B has 2 rows more than metrics.csv"),
+        ([*others, others[0]], "W&B has a row of step"),
+    ):
+        path.write_text(header + "".join(kept))
+        with pytest.raises(SystemExit) as stopped:
+            upload([str(run)])
+        assert stopped.value.code == 1 and problem in capsys.readouterr().err
+    path.write_text(whole)
+    upload([str(run)])
+    service.check(run)
+
+
 def test_killed_in_the_last_upload(
     service: Service, tiny_ferplus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -184,7 +205,7 @@ def test_killed_upload_goes_on(
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     upload([str(run)])
-    service.check(run)
+    assert len(service.check(run).rows) == 2000 * len(rows)
 
 
 def test_generator_shows_its_faces(service: Service, tiny_faces: Path, tmp_path: Path) -> None:

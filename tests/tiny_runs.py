@@ -117,6 +117,7 @@ def run_record(folder: Path, seed: int = 0, **facts: Any) -> dict[str, Any]:
         "arm": "bilinear",
         "seed": seed,
         "wandb_id": "abc",
+        "wandb_project": "superfer",
         "data_fingerprint": "d" * 16,
         "synthetic": False,
         "started": start["started"],

@@ -1,6 +1,7 @@
 """NaN and infinity stop a training, or the step is skipped, before they reach the weights."""
 
 import contextlib
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -82,6 +83,9 @@ def test_a_loss_scale_may_still_be_falling(
     monkeypatch.setattr(Precision, "scaler", scaler, raising=False)  # skips no step, unlike the real one
     with stopping("norm is nan") if stops else contextlib.nullcontext():
         train(classifier_args(tiny_ferplus, tmp_path, *SETTINGS, "--trainer.limit_train_batches=3"))
+    (run,) = tmp_path.glob("*/*")
+    status = json.loads((run / "run.json").read_text())["status"]
+    assert status == ("failed: FloatingPointError" if stops else "finished")
 
 
 def test_the_discriminator_is_checked_too(tiny_faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

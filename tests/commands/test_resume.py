@@ -89,6 +89,15 @@ def test_auto_leaves_a_run_of_the_same_job_with_other_settings_alone(
     assert train([*arguments, "--trainer.max_epochs=2"]) == run
 
 
+def test_a_damaged_checkpoint_does_not_take_the_place_of_an_intact_one(tiny_ferplus: Path, tmp_path: Path) -> None:
+    run = train(classifier_args(tiny_ferplus, tmp_path, TINY, "--trainer.max_epochs=2"))
+    latest, previous = (run / "checkpoints" / f"{name}.ckpt" for name in ("latest", "previous"))
+    latest.write_bytes(b"PK")
+    train(["--resume", str(run)])
+    steps = [read_checkpoint(path)["global_step"] for path in (previous, latest)]
+    assert steps[0] < steps[1] and record_of(run)["starts"][1]["checkpoint"]["name"] == "previous.ckpt"
+
+
 def record_of(run: Path) -> dict[str, Any]:
     record: dict[str, Any] = json.loads((run / "run.json").read_text())
     return record

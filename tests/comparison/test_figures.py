@@ -9,7 +9,7 @@ from PIL import Image
 
 from comparison.figures import choose_faces, draw_curves, draw_faces, png
 from comparison.reading import Run, read_runs
-from tests.comparison.test_compare import BILINEAR, DIC, right_except, write_run
+from tests.comparison.runs import BILINEAR, DIC, right_except, write_run
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def test_no_labelled_face_is_refused(pair: list[Run]) -> None:
     for run in pair:
         run.tested["test"].labels["majority"][:] = -1
     with pytest.raises(ValueError, match="no image of split test has a label"):
-        draw_faces(arms_of(pair), "test", "majority", "FER+")
+        draw_faces(arms_of(pair), "test", "majority", "FER+", lambda *_: pytest.fail("nothing to load"))
 
 
 def test_figure2_draws_the_logged_curves_in_percent(pair: list[Run]) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from comparison.generator_curves import PANELS, best_and_last, draw_generators, read_generators, smooth
-from tests.comparison.test_compare import DIC, run_compare, write_run
+from tests.comparison.runs import DIC, run_compare, write_run
 from tests.tiny_runs import run_record
 
 METRICS = """epoch,step,time,train/g/heatmap,val/psnr_y,val/psnr_y_bicubic,val/nme_interocular

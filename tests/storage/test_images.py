@@ -47,6 +47,8 @@ def test_every_kind_of_png_is_intact(mode: str) -> None:
         buffer = io.BytesIO()
         (image if mode == "I;16" else image.convert("RGBA").convert(mode)).save(buffer, "PNG")
         check_png(buffer.getvalue())
+        with pytest.raises(ValueError, match="truncated"):
+            check_png(buffer.getvalue()[:-1])
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from commands.compare import load_faces
 from comparison.figures import upscaled_faces
 from comparison.reading import Run
 from datamodules.ferplus.augmentation import FaceAugmentation
@@ -189,7 +190,7 @@ def test_faces_of_a_run_by_its_configuration(few: Path, tmp_path: Path) -> None:
         run("datamodules.faces.FaceLandmarkDataModule", train_root="a", val_root="b"),
     ):
         with pytest.raises(ValueError, match=f"could not load the upscaled faces of {tmp_path}: "):
-            upscaled_faces(broken, "val", ["fer0000005.png"])
+            load_faces(broken, "val", ["fer0000005.png"])
 
 
 def test_ranks_share_a_global_batch(tiny_ferplus: Path) -> None:
