@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from tests.tiny_runs import REPOSITORY, classifier_options, config, read_csv
 
 # What cannot be as shipped on a machine without GPUs; srun's command line ends with it, after the shipped file.
 SMALL = "--trainer.accelerator=cpu --trainer.devices=1 --trainer.sync_batchnorm=false"
-SRUN = f'#!/bin/sh\necho "$SRUN_CPUS_PER_TASK" >> "$0.cpus"\nexec {sys.executable} -m tests.srun "$@" {SMALL}\n'
+SRUN = f'#!/bin/sh\necho "$SRUN_CPUS_PER_TASK" >> "$0.cpus"\nexec {shlex.quote(sys.executable)} -m tests.srun "$@" {SMALL}\n'
 SCONTROL = '#!/bin/sh\necho "$@" >> "$0.txt"\n'
 
 

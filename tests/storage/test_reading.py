@@ -16,7 +16,7 @@ from storage.reading import parse_yaml, read_bytes, read_mapping, read_text
         ("a: &a [*a]", "contains itself"),
         ("m: &m {x: *m}", "contains itself"),
         ("\n".join(["a0: &a0 [1, 1]", *(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]" for n in range(1, 40))]), "stands for"),
-        ("[" * 100_000, "nested more than 100 deep"),  # of which the C parser dies
+        ("[" * 100_000, "nest"),  # of which older C parsers die; newer ones refuse it themselves
         ("a: " + "[" * 101 + "]" * 101, "nested more than 100 deep"),
         ("a" * 1_000_001, "has 1,000,001 characters"),
         ("a:\n\tb: 1", "line 2: found character"),
@@ -41,7 +41,7 @@ def test_a_mapping_is_read_or_its_file_named(name: str, tmp_path: Path) -> None:
     path = tmp_path / name
     with pytest.raises(ValueError, match=f"{name} is missing"):
         read_mapping(path)
-    for text, message in (("[" * 100_000, "cannot be read .*nested"), ("{", "cannot be read"), ("[1]", "holds a list")):
+    for text, message in (("[" * 100_000, "cannot be read .*nest"), ("{", "cannot be read"), ("[1]", "holds a list")):
         path.write_text(text)
         with pytest.raises(ValueError, match=f"{name} {message}"):
             read_mapping(path)
