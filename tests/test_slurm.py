@@ -15,7 +15,8 @@ from tests.tiny_runs import REPOSITORY, classifier_options, config, read_csv
 
 # What cannot be as shipped on a machine without GPUs; srun's command line ends with it, after the shipped file.
 SMALL = "--trainer.accelerator=cpu --trainer.devices=1 --trainer.sync_batchnorm=false"
-SRUN = f'#!/bin/sh\necho "$SRUN_CPUS_PER_TASK" >> "$0.cpus"\nexec {shlex.quote(sys.executable)} -m tests.srun "$@" {SMALL}\n'
+PYTHON = shlex.quote(sys.executable)
+SRUN = f'#!/bin/sh\necho "$SRUN_CPUS_PER_TASK" >> "$0.cpus"\nexec {PYTHON} -m tests.srun "$@" {SMALL}\n'
 SCONTROL = '#!/bin/sh\necho "$@" >> "$0.txt"\n'
 
 
