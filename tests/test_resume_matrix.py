@@ -59,7 +59,6 @@ CLASSIFIER = {  # of 12 batches, 4 an epoch
     "half of every second epoch": [f"{EVERY}=0.5", "--trainer.check_val_every_n_epoch=2"],
     "second batch of an epoch": [f"{EVERY}=2"],
     "third batch of an epoch": [f"{EVERY}=3"],
-    "no validation": ["--trainer.limit_val_batches=0"],
     "part of a validation": ["--trainer.limit_val_batches=0.5"],
     "sanity check": ["--trainer.num_sanity_val_steps=2"],
     "counted in batches": STEPS,
