@@ -103,7 +103,7 @@ class Report:
             last = ["-", "-"] if d.mcnemar_p is None else [f"{d.only_second} / {d.only_first}", f"{d.mcnemar_p:.3g}"]
             rows.append([split, images, pair, seeds, f"{d.n:,}", *intervals, *last])
             said = self._verdict(d)["verdict"] or f"no verdict: {self.doubts[d.second]}."
-            if d.decides and (d.images == "all" or d.split == "test"):
+            if d.images == "all" or d.split == "test":
                 verdicts.append(f"- {split}, {SUBSET_TITLES[d.images]}, {pair}: {said}")
         title = f"## Difference in points on the same images, with 95 % interval of the paired bootstrap ({self.label})"
         return [title, markdown_table(rows), "\n".join(verdicts)]

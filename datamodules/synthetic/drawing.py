@@ -28,7 +28,7 @@ _COMPLEXIONS = np.array([  # skin, hair and iris
     [[0.55, 0.38, 0.28], [0.07, 0.06, 0.06], [0.20, 0.11, 0.06]],
     [[0.40, 0.27, 0.20], [0.07, 0.06, 0.06], [0.20, 0.11, 0.06]],
 ])  # fmt: skip
-_EYEBALL, _TEETH, _MOUTH, _TONGUE = np.array([[0.95] * 3, [0.93, 0.91, 0.86], [0.2, 0.06, 0.06], [0.72, 0.33, 0.32]])
+_EYEBALL, _TEETH, _MOUTH = np.array([[0.95, 0.95, 0.95], [0.93, 0.91, 0.86], [0.2, 0.06, 0.06]])
 
 
 def render_face(
@@ -158,7 +158,7 @@ def _draw_nose(face: FaceCanvas, p: Points) -> None:
 
 
 def _draw_mouth(face: FaceCanvas, p: Points) -> None:
-    """Draw lips between the outer and the inner points; teeth and tongue where they part."""
+    """Draw lips between the outer and the inner points; teeth where they part."""
     top, bottom = smooth_curve(p[60:65]), smooth_curve(p[[64, 65, 66, 67, 60]])
     face.fill(np.concatenate([smooth_curve(p[48:55]), top[::-1]]), face.lips * 0.84)
     face.fill(np.concatenate([smooth_curve(p[[54, 55, 56, 57, 58, 59, 48]]), bottom[::-1]]), face.lips)
@@ -170,7 +170,6 @@ def _draw_mouth(face: FaceCanvas, p: Points) -> None:
         return
     inside = np.concatenate([top, bottom])
     face.fill(inside, _MOUTH)
-    face.disc(p[66] + 0.3 * (p[57] - p[66]), 0.14, _TONGUE, within=inside)
     face.fill(np.concatenate([top - opening, top[::-1] + min(0.45, 0.09 / gap) * opening]), _TEETH, within=inside)
 
 

@@ -28,12 +28,10 @@ class Head:
 
     length: float = 1.62  # from the eyes to the chin
     jaw_power: float = 0.85  # below 1 a square jaw, 1 an ellipse
-    depth: float = 1.0
     eye_x: float = 0.42
     eye_width: float = 0.18
     eye_open: float = 1.0
     brow_y: float = -0.29
-    brow_arch: float = 0.07
     nose_y: float = 0.78
     nose_width: float = 0.19
     mouth_y: float = 1.08
@@ -111,9 +109,9 @@ def sample_pose(rng: np.random.Generator) -> Pose:
 def face_landmarks(head: Head, expression: Expression) -> Points:
     """Return the 68 landmarks of an expression on a head, 68,3, in face units."""
     x, y = np.concatenate([part(head, expression) for part in (_jaw, _brows, _nose, _eyes, _mouth)]).T
-    lifted = np.column_stack([x, y, head.depth * (0.62 - 0.55 * x**2 - 0.12 * (y - 0.7) ** 2)])
-    lifted[27:31, 2] += head.depth * np.array([0.0, 0.08, 0.17, 0.27])
-    lifted[31:36, 2] += head.depth * np.array([0.05, 0.1, 0.13, 0.1, 0.05])
+    lifted = np.column_stack([x, y, (0.62 - 0.55 * x**2 - 0.12 * (y - 0.7) ** 2)])
+    lifted[27:31, 2] += np.array([0.0, 0.08, 0.17, 0.27])
+    lifted[31:36, 2] += np.array([0.05, 0.1, 0.13, 0.1, 0.05])
     lifted[36:48, 2] -= 0.04
     return lifted
 
@@ -135,7 +133,7 @@ def _jaw(head: Head, expression: Expression) -> Points:
 def _brows(head: Head, expression: Expression) -> Points:
     t = np.linspace(0.0, 1.0, 5)  # from the outer to the inner end
     x = 0.75 - 0.56 * t - expression.brow_pinch * t**2
-    arch = head.brow_arch * np.array([-0.6, 0.6, 0.9, 0.5, -0.1])
+    arch = np.array([-0.042, 0.042, 0.063, 0.035, -0.007])
     y = head.brow_y - arch - expression.brow_inner * t**1.5 - expression.brow_outer * (1 - t)
     left = np.column_stack([-x, y])
     return np.concatenate([left, (left * [-1, 1])[::-1]])

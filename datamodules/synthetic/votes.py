@@ -49,12 +49,9 @@ def plan_split(split: Split, counts: Mapping[Split, int], seed: int) -> list[Sam
         emotion = None if label is None else CLASSES[label]
         samples.append(Sample(stream, index, emotion, intensity, _votes(label, intensity, rng)))
     if split != "train":
-        train = [sample for sample in plan_split("train", counts, seed) if sample.emotion]
-        replaceable = [sample.index for sample in samples if sample.emotion and sample.intensity < 1]
-        count = min(max(1, round(_DUPLICATE_SHARE * len(samples))), len(train))
-        originals = rng.choice(len(train), count, replace=False)
-        for index, original in zip(rng.choice(replaceable, count, replace=False), originals, strict=True):
-            copy = train[original]
+        copies = [sample for sample in plan_split("train", counts, seed) if sample.emotion]
+        replaced = [sample.index for sample in samples if sample.emotion and sample.intensity < 1]
+        for index, copy in zip(replaced[: max(1, round(_DUPLICATE_SHARE * len(samples)))], copies, strict=False):
             votes = _votes(CLASSES.index(str(copy.emotion)), copy.intensity, rng)  # by other people
             samples[index] = replace(copy, votes=votes)
     return samples

@@ -44,7 +44,11 @@ def write_faces(root: str | Path, count: int, size: int, seed: int) -> bool:
 
     def fill(folder: Path) -> None:
         for index in range(count):
-            _write_face(folder, size, seed, index)
+            rng = np.random.default_rng((seed, _FACES_STREAM, index))
+            image, landmarks = render_face(size, CLASSES[index % len(CLASSES)], rng.uniform(0.2, 1.0), rng)
+            (folder / f"face{index:05d}.png").write_bytes(cv2.imencode(".png", image[..., ::-1])[1].tobytes())
+            lines = "".join(f"{x:.3f} {y:.3f}\n" for x, y in (landmarks + 1.0).tolist())
+            (folder / f"face{index:05d}.pts").write_text(f"version: 1\nn_points: 68\n{{\n{lines}}}\n")
 
     return _write_folder(Path(root), {"kind": "faces", "count": count, "size": size, "seed": seed}, fill)
 
@@ -84,15 +88,6 @@ def write_ferplus(root: str | Path, counts: Mapping[Split, int], seed: int) -> b
 def _check_at_least(name: str, value: int, least: int) -> None:
     if value < least:
         raise ValueError(f"{name} is {value}, expected at least {least}")
-
-
-def _write_face(folder: Path, size: int, seed: int, index: int) -> None:
-    rng = np.random.default_rng((seed, _FACES_STREAM, index))
-    emotion = CLASSES[index % len(CLASSES)]
-    image, landmarks = render_face(size, emotion, rng.uniform(0.2, 1.0), rng)
-    (folder / f"face{index:05d}.png").write_bytes(cv2.imencode(".png", image[..., ::-1])[1].tobytes())
-    lines = "".join(f"{x:.3f} {y:.3f}\n" for x, y in (landmarks + 1.0).tolist())
-    (folder / f"face{index:05d}.pts").write_text(f"version: 1\nn_points: {len(landmarks)}\n{{\n{lines}}}\n")
 
 
 def _write_fer_image(path: Path, sample: Sample, seed: int) -> None:
