@@ -16,8 +16,8 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
+from lightning_modules.base import Optimization
 from lightning_modules.generator import GeneratorTask
-from lightning_modules.optimization import Optimization
 from models.dic import DIC
 from models.light_cnn import LightCNN
 from models.losses import HEATMAP_WEIGHT, HourglassFeatures, adversarial_loss, dic_losses, perceptual_loss

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from lightning_modules.base import Task
-from lightning_modules.optimization import Optimization
+from lightning_modules.base import Optimization, Task
 from metrics.image_quality import psnr_y, ssim_y
 from metrics.landmarks import nme_interocular
 from models.dic import DIC, denormalise, normalise

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from datamodules.faces.datamodule import FaceLandmarkDataModule
 from datamodules.synthetic.writing import write_faces
+from lightning_modules.base import Optimization
 from lightning_modules.dic import DICModule
-from lightning_modules.optimization import Optimization
 from metrics.image_quality import psnr_y, ssim_y
 from metrics.landmarks import nme_interocular
 from models.dic import DIC
