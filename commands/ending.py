@@ -13,6 +13,7 @@ import threading
 from argparse import ArgumentError
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -27,8 +28,7 @@ if TYPE_CHECKING:
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 MAX_MESSAGE = 290  # characters, without "error: "
 _OF_LIGHTNING = "MisconfigurationException"  # what it refuses only when it starts
-# A symbolic link to itself is a RuntimeError, a package that a setting needs an ImportError.
-_OF_THE_INPUT = (ValueError, TypeError, OSError, ArgumentError, ImportError, OverflowError, RuntimeError)
+_OF_THE_INPUT = (ValueError, OSError, ArgumentError, ImportError)  # the last: a setting needs a package
 
 
 @contextmanager
@@ -94,8 +94,17 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **settings: Any) -> None:
         super().__init__(allow_abbrev=False, **settings)
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse, and refuse what is nearly one of our options: it would pass for a setting of a configuration."""
+        ours = self._option_string_actions
+        for option in (word.split("=")[0] for word in (sys.argv[1:] if args is None else args)):
+            near = get_close_matches(option, ours, n=1, cutoff=0.8) if option.startswith("--") else []
+            if near and option not in ours:
+                refuse(f"there is no option {option}; did you mean {near[0]!r}?")
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
-        refuse(tell(message, [name.lstrip("-") for name in self._option_string_actions]))
+        refuse(tell(message))
 
 
 @contextmanager

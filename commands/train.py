@@ -31,7 +31,7 @@ def train(args: Sequence[str] | None = None) -> Path:
     with ExitStack() as stack:
         with refusals():
             run = _named_run(options.resume)
-            cli = SuperFERCLI("train", [*(["--config", str(run / "config.yaml")] if run else []), *arguments])
+            cli = SuperFERCLI("train", arguments, read_mapping(run / "config.yaml") if run else None)
             if options.resume == "auto":
                 if leads:
                     stack.enter_context(only_auto(cli.settings))
@@ -69,6 +69,8 @@ def _parse(args: Sequence[str] | None) -> tuple[Namespace, list[str]]:
     options.allow_change = [name.strip() for name in options.allow_change.split(",") if name.strip()]
     if options.allow_change and options.resume is None:
         refuse("--allow_change needs --resume")
+    if options.resume == "auto" and not any(word.startswith(("--config", "-c")) for word in arguments):
+        refuse("--config is missing: --resume auto resumes the newest run of a configuration")
     return options, arguments
 
 

@@ -12,7 +12,7 @@ import platform
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ _CHOSEN = "SUPERFER_RUN_FOLDER"  # tells the folder to the processes that Lightn
 def find_run(path: str | Path) -> Path:
     """Return the run folder that `path` is, or lies in; a FileNotFoundError says what was expected."""
     path = Path(path)
-    resolved = path.resolve()
+    resolved = Path(os.path.realpath(path))  # which does not mind a link to itself
     for folder in (resolved, *list(resolved.parents)[:2]):
         if (folder / "config.yaml").is_file():
             return folder
@@ -174,17 +174,11 @@ def lock(folder: Path, name: str = ".lock", what: str = "") -> Iterator[None]:
 def only_auto(settings: Mapping[str, Any]) -> Iterator[None]:
     """Keep another `--resume auto` with these settings out: two that start at once would make two runs."""
     kept = sorted((key, repr(value)) for key, value in flatten(settings).items() if not may_differ(key, "resume"))
-    experiment = Path(settings["runs"], settings["experiment"])
-    experiment.mkdir(parents=True, exist_ok=True)
+    runs = Path(settings["runs"])
+    runs.mkdir(parents=True, exist_ok=True)
     name = f".auto-{hashlib.sha256(str(kept).encode()).hexdigest()[:12]}"
-    with lock(experiment, name, f"a run in {experiment} with these settings"):
-        try:
-            yield
-        finally:
-            with suppress(OSError):
-                (experiment / name).unlink()
-                experiment.rmdir()  # unless there are runs
-                experiment.parent.rmdir()
+    with lock(runs, name, f"a run in {runs / settings['experiment']} with these settings"):
+        yield  # the file stays: if it went, of two that wait one could lock the old file and one a new one
 
 
 def status(folder: Path) -> str:
