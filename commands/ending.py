@@ -19,7 +19,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from commands.parser_words import tell
 from run_state.folder import share_with_children, started_processes
-from run_state.preemption import EXIT_REQUEUE, PREEMPTION_SIGNALS, PreemptedError, Preemption, StoppedError
+from run_state.preemption import (
+    EXIT_REQUEUE,
+    PREEMPTION_SIGNALS,
+    PreemptedError,
+    Preemption,
+    StoppedError,
+    is_follower,
+)
 from storage.shortage import find_shortage
 
 if TYPE_CHECKING:
@@ -43,6 +50,9 @@ def importing() -> Iterator[None]:
         os.write(2, b"interrupted\n" if interrupted else b"preempted; give the same command again\n")
         os._exit(EXIT_INTERRUPTED if interrupted else EXIT_REQUEUE)
 
+    if is_follower():  # the first process waits for it, and can only be reached when it has come
+        for number in PREEMPTION_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
     earlier = {number: signal.getsignal(number) for number in (signal.SIGINT, *PREEMPTION_SIGNALS)}
     for number, handler in earlier.items():
         if handler is not signal.SIG_IGN:  # as shells have Ctrl-C for jobs in the background
