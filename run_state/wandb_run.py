@@ -21,6 +21,7 @@ import lightning as L
 
 from run_state.folder import lock
 from run_state.identity import detach_copy, read_record
+from run_state.lightning_internals import kill_wandb_service
 from run_state.metrics_csv import Row, read_rows
 from run_state.preemption import EXIT_REQUEUE
 from storage.reading import read_mapping
@@ -226,9 +227,12 @@ def _init(folder: Path, record: Mapping[str, Any], settings: Mapping[str, Any]) 
             ),
         )
     except BaseException as error:
-        wandb.teardown()  # forget the run that is half open
         if not isinstance(error, Exception):
+            with suppress(Exception, SystemExit):  # teardown exits, too, if its process failed
+                kill_wandb_service()
+                wandb.teardown()
             raise
+        wandb.teardown()  # forget the run that is half open
         raise WandbError(f"W&B cannot be reached ({_in_short(error)})") from error
     run.config.update(_config(record, settings), allow_val_change=True)
     is_classifier = record["arm"] is not None  # a generator is validated every so many batches
