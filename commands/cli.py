@@ -16,6 +16,7 @@ import yaml
 from jsonargparse import Namespace, get_loader, set_loader
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_only
 
 from callbacks.finite_gradients import FiniteGradients
 from callbacks.prediction_report import PredictionReport
@@ -189,7 +190,8 @@ class SuperFERCLI(LightningCLI):
             check_batches(self.config.trainer, self.datamodule.training_batches)
         if run:
             check_same_data(run, self.datamodule)
-        mode = wandb_mode() if self.command == "train" else "disabled"
+        leads = rank_zero_only.rank == 0  # type: ignore[attr-defined]  # the others send nothing, and need no key
+        mode = wandb_mode() if self.command == "train" and leads else "disabled"
         folder = run or new_run_folder(self.config.runs, self.config.experiment, self.config.seed_everything)
         share_with_children(folder)
         try:

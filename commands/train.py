@@ -2,6 +2,7 @@
 
 import faulthandler
 import signal
+import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -35,8 +36,9 @@ def train(args: Sequence[str] | None = None) -> Path:
             if options.resume == "auto":
                 if leads:
                     stack.enter_context(only_auto(cli.settings))
-                run = newest_run(cli.settings, options.allow_change)
+                run, notes = newest_run(cli.settings, options.allow_change)
                 if leads:
+                    print("".join(f"{note}\n" for note in notes), end="", file=sys.stderr, flush=True)
                     print(f"resuming {run}" if run else "no run to resume; starting one", flush=True)
             if run and leads:
                 stack.enter_context(lock(run))  # first: nobody else may change what is read from here on

@@ -9,7 +9,6 @@ import fcntl
 import hashlib
 import os
 import platform
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -59,12 +58,13 @@ def _runs_inside(path: Path) -> str:
     return f"; {path} holds the runs {', '.join(runs[-5:])}: name one of them" if runs else ""
 
 
-def newest_run(settings: Mapping[str, Any], allowed: Sequence[str] = ()) -> Path | None:
-    """Return the run with these settings, seed and experiment included, to go on with, or None.
+def newest_run(settings: Mapping[str, Any], allowed: Sequence[str] = ()) -> tuple[Path | None, list[str]]:
+    """Return the run with these settings, seed and experiment included, to go on with, or None; and why not another.
 
     Those that are not finished come first, then the one started last, as `run.json` says: times of files change with
     copies. A copy of a run that is still there does not count.
     """
+    notes: list[str] = []
     found: list[tuple[datetime, bool, Path, str]] = []
     for run in sorted(path.parent for path in Path(settings["runs"], settings["experiment"]).glob("*/run.json")):
         if _chosen_folder() not in (None, run.resolve()):
@@ -77,14 +77,14 @@ def newest_run(settings: Mapping[str, Any], allowed: Sequence[str] = ()) -> Path
                 raise ValueError(f"it is a copy of {original}")
             changes = changed_settings(read_mapping(run / "config.yaml"), settings, "resume", allowed)
         except (ValueError, OSError) as error:
-            print(f"{run} is skipped: {error}", file=sys.stderr, flush=True)
+            notes.append(f"{run} is skipped: {error}")
             continue
         started = datetime.fromisoformat(record["starts"][-1]["started"])
         found.append((started, record["status"] != "finished", run, "; ".join(changes)))
     if found and max(found)[-1]:
-        print(f"{max(found)[2]}, the newest run, has other settings: {max(found)[-1]}", file=sys.stderr, flush=True)
+        notes.append(f"{max(found)[2]}, the newest run, has other settings: {max(found)[-1]}")
     fitting = [(unfinished, started, run) for started, unfinished, run, changes in found if not changes]
-    return max(fitting)[2] if fitting else None
+    return max(fitting)[2] if fitting else None, notes
 
 
 def can_go_on(run: Path, record: Mapping[str, Any]) -> bool:

@@ -23,6 +23,7 @@ from run_state.folder import lock
 from run_state.identity import detach_copy, read_record
 from run_state.lightning_internals import kill_wandb_service
 from run_state.metrics_csv import Row, read_rows
+from run_state.names import did_you_mean
 from run_state.preemption import EXIT_REQUEUE
 from storage.reading import read_mapping
 
@@ -45,7 +46,7 @@ def wandb_mode() -> WandbMode:
     if not asked:
         return "online" if find_spec("wandb") and _logged_in() else "offline"
     if asked not in _MODES:
-        raise ValueError(f"WANDB_MODE is {asked!r}, expected one of {', '.join(_MODES)}")
+        raise ValueError(f"WANDB_MODE is {asked!r}, expected one of {', '.join(_MODES)}{did_you_mean(asked, _MODES)}")
     if _MODES[asked] == "online":
         require_key()
     return _MODES[asked]
