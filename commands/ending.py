@@ -18,15 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from commands.parser_words import tell
-from run_state.folder import share_with_children, started_processes
-from run_state.preemption import (
-    EXIT_REQUEUE,
-    PREEMPTION_SIGNALS,
-    PreemptedError,
-    Preemption,
-    StoppedError,
-    is_follower,
-)
+from run_state.folder import is_follower, share_with_children
+from run_state.preemption import EXIT_REQUEUE, PREEMPTION_SIGNALS, PreemptedError, Preemption, StoppedError
 from storage.shortage import find_shortage
 
 if TYPE_CHECKING:
@@ -130,13 +123,12 @@ def finishing(trainer: "L.Trainer") -> Iterator[None]:
     exit_code = 1
     with latest.preemption.listening(trainer):
         try:
-            yield
-            exit_code = 0
-        except StoppedError:
+            with suppress(StoppedError):
+                yield
             exit_code = 0
         except (PreemptedError, KeyboardInterrupt, SystemExit) as end:
             exit_code = _signalled(end) or 1
-            if not trainer.is_global_zero and started_processes() is None:
+            if is_follower():
                 raise SystemExit(0) from end  # Lightning kills rank 0, which may still upload, when another one fails
             _stop(end, _how_to_go_on(trainer))
         finally:

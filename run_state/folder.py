@@ -134,6 +134,11 @@ def started_processes() -> int | None:
     return int(os.environ[name]) if name in os.environ else None
 
 
+def is_follower() -> bool:
+    """Whether Lightning has started this process for another device; the process that did so tells it when to end."""
+    return int(os.environ.get("LOCAL_RANK", "0")) > 0 and started_processes() is None
+
+
 def share_with_children(folder: Path | None) -> None:
     """Tell the folder to the processes that Lightning starts from this one; None when the run is over."""
     if folder is None:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from multiprocessing.sharedctypes import RawValue
 from typing import TYPE_CHECKING, Any
 
-from run_state.folder import started_processes
+from run_state.folder import is_follower
 
 if TYPE_CHECKING:  # a command listens before Lightning is imported, which takes seconds
     import lightning as L
@@ -22,11 +22,6 @@ EXIT_REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: start me again later
 PREEMPTION_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 _WORKERS_LINGER_S = 30.0  # schedulers wait about as long before they kill
 _workers_may_end = RawValue("b", 1)  # in memory that worker processes share
-
-
-def is_follower() -> bool:
-    """Whether Lightning has started this process for another device; the process that did so tells it when to end."""
-    return int(os.environ.get("LOCAL_RANK", "0")) > 0 and started_processes() is None
 
 
 class PreemptedError(BaseException):
