@@ -9,10 +9,10 @@ Importing this module costs nothing: PyTorch is loaded by the verb that needs it
 
 import sys
 from collections.abc import Sequence
-from difflib import get_close_matches
 from importlib import import_module
 
 from commands.ending import importing
+from run_state.names import did_you_mean
 
 VERBS = {
     "train": "train a generator or a classifier, or resume a run",
@@ -34,9 +34,8 @@ def main(args: Sequence[str] | None = None) -> int:
         print(f"{USAGE}\n\nsuperfer VERB --help tells more about each.")
         return 0
     if verb not in VERBS:
-        close = get_close_matches(verb, VERBS, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(VERBS)}"
-        print(f"error: superfer has no verb {verb!r}; {hint}", file=sys.stderr)
+        hint = did_you_mean(verb, VERBS) or f"; expected one of {', '.join(VERBS)}"
+        print(f"error: superfer has no verb {verb!r}{hint}", file=sys.stderr)
         return 2
     with importing():
         run = getattr(import_module(f"commands.{verb}"), verb)

@@ -3,7 +3,7 @@
 import re
 import sys
 from argparse import ArgumentError
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from itertools import pairwise
@@ -16,6 +16,7 @@ import yaml
 from jsonargparse import Namespace, get_loader, set_loader
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_only
 
 from callbacks.finite_gradients import FiniteGradients
 from callbacks.prediction_report import PredictionReport
@@ -30,26 +31,21 @@ from run_state.folder import new_run_folder, share_with_children, started_proces
 from run_state.identity import is_word
 from run_state.may_differ import INITIAL_WEIGHTS
 from run_state.metrics_csv import MetricsCSV
+from run_state.names import did_you_mean
 from run_state.process_state import ProcessState
 from run_state.record import RunRecord, check_same_data
 from run_state.wandb_run import WandbMirror, WandbMode, wandb_mode
 from storage.reading import check_yaml, read_mapping
 
 Command = Literal["train", "test", "upscale"]
-_USAGE = {
-    "train": "--config FILE [--config FILE ...] [--resume RUN|auto] [--allow_change NAME,...] [--KEY VALUE ...]",
-    "test": "--ckpt_path RUN_OR_CHECKPOINT [--split train|val|test] [--KEY VALUE ...]",
-    "upscale": "--config FILE [--config FILE ...] [--KEY VALUE ...]\n"
-    "       superfer upscale --ckpt_path RUN_OR_FILE --images FOLDER --out FOLDER [--help]",
-}
-_ABOUT = {
-    "train": "Train what the configurations describe. --resume RUN resumes a run in its folder; --resume auto resumes "
-    "the newest run of these configurations, or starts the first. --allow_change lets settings differ from the run's.",
-    "test": "Test a checkpoint on one split of its data (default: test), on one device; write metrics_SPLIT.json and "
-    "predictions_SPLIT.csv into the run folder.",
-    "upscale": "Upscale the faces of a classifier's configuration into its cache, or the images of a folder; for the "
-    "options of the latter: superfer upscale --images . --help",
-}
+# The help of `train`, which lists all settings; the other commands have parsers of their own for it.
+_USAGE = (
+    "superfer train --config FILE [--config FILE ...] [--resume RUN|auto] [--allow_change NAME,...] [--KEY VALUE ...]"
+)
+_ABOUT = (
+    "Train what the configurations describe. --resume RUN resumes a run in its folder; --resume auto resumes the "
+    "newest run of these configurations, or starts the first. --allow_change lets settings differ from the run's."
+)
 # Settings that this project relies on, or would ignore.
 _FIXED = {
     "best.dirpath": None,
@@ -84,10 +80,16 @@ def _seed(value: Any) -> int:
 
 
 class SuperFERCLI(LightningCLI):
-    """Parse a configuration, and refuse a wrong one; `build` makes module, data and trainer around a run folder."""
+    """Parse a configuration, and refuse a wrong one; `build` makes module, data and trainer around a run folder.
 
-    def __init__(self, command: Command, args: Sequence[str]) -> None:
-        self.command = command
+    Args:
+        command: what it is for.
+        args: words of the command line.
+        saved: settings that the words override, as `config.yaml` has them.
+    """
+
+    def __init__(self, command: Command, args: Sequence[str], saved: Mapping[str, Any] | None = None) -> None:
+        self.command, self._saved = command, saved
         super().__init__(
             args=list(args),
             run=False,
@@ -99,22 +101,21 @@ class SuperFERCLI(LightningCLI):
             parser_kwargs={
                 "allow_abbrev": False,
                 "exit_on_error": False,
-                "prog": f"superfer {command}",
-                "usage": f"superfer {command} {_USAGE[command]}",
-                "description": _ABOUT[command],
+                "usage": _USAGE,
+                "description": _ABOUT,
             },
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         for option, value in pairwise(part for word in args for part in word.split("=", 1)):
-            if option in ("--config", "-c") and Path(value).exists():
-                read_mapping(Path(value))  # refuses a pipe, for which the parser would wait, and names a damaged file
+            if option in ("--config", "-c"):
+                _check_file(Path(value))
+        saved = ["--config", yaml.safe_dump(self._saved)] if self._saved else []
         try:
-            super().parse_arguments(parser, args)
+            super().parse_arguments(parser, [*saved, *args])
         except ArgumentError as error:
-            names = [name for action in parser._actions for name in action.option_strings]
-            names += re.findall(r"--\w+", _USAGE[self.command])
-            raise ValueError(tell(str(error), [name.lstrip("-") for name in names])) from error
+            names = [name.lstrip("-") for action in parser._actions for name in action.option_strings]
+            raise ValueError(tell(str(error), names)) from error
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--experiment", type=str, required=True, help="Folder below runs, and group in W&B")
@@ -177,7 +178,8 @@ class SuperFERCLI(LightningCLI):
         self.instantiate(follow_weights=checkpoint is None)
         best, modes = self.config.best, self.model.monitored
         if best.monitor not in modes:
-            raise ValueError(f"best.monitor is {best.monitor!r}, expected one of {', '.join(modes)}")
+            expected = f"expected one of {', '.join(modes)}{did_you_mean(best.monitor, modes)}"
+            raise ValueError(f"best.monitor is {best.monitor!r}, {expected}")
         if best.mode != modes[best.monitor]:
             raise ValueError(f"best.mode is {best.mode!r}, expected {modes[best.monitor]!r} for {best.monitor}")
         upscaler = getattr(self.datamodule, "upscaler", None)
@@ -188,7 +190,8 @@ class SuperFERCLI(LightningCLI):
             check_batches(self.config.trainer, self.datamodule.training_batches)
         if run:
             check_same_data(run, self.datamodule)
-        mode = wandb_mode() if self.command == "train" else "disabled"
+        leads = rank_zero_only.rank == 0  # type: ignore[attr-defined]  # the others send nothing, and need no key
+        mode = wandb_mode() if self.command == "train" and leads else "disabled"
         folder = run or new_run_folder(self.config.runs, self.config.experiment, self.config.seed_everything)
         share_with_children(folder)
         try:
@@ -219,13 +222,16 @@ class SuperFERCLI(LightningCLI):
             loggers.insert(0, MetricsCSV(folder, mirror.on_row))
         elif checkpoint:
             own.append(PredictionReport(checkpoint))
-        return self.instantiate_trainer(
-            default_root_dir=str(folder),
-            plugins=[*(settings.plugins or []), AtomicCheckpointIO()],
-            logger=loggers,
-            callbacks=[*_as_list(settings.callbacks), *own],
-            enable_progress_bar=sys.stdout.isatty() and settings.enable_progress_bar is not False,
-        )
+        try:
+            return self.instantiate_trainer(
+                default_root_dir=str(folder),
+                plugins=[*(settings.plugins or []), AtomicCheckpointIO()],
+                logger=loggers,
+                callbacks=[*_as_list(settings.callbacks), *own],
+                enable_progress_bar=sys.stdout.isatty() and settings.enable_progress_bar is not False,
+            )
+        except TypeError as error:  # Lightning's own, for devices that are no number
+            raise ValueError(f"trainer: {error}") from error
 
     def _check_devices(self) -> None:
         """Refuse devices without a process or an image, and processes that know nothing of each other."""
@@ -251,6 +257,14 @@ class SuperFERCLI(LightningCLI):
             check_bfloat16(self.model)
         if hasattr(self.datamodule, "check_device"):
             self.datamodule.check_device(device)
+
+
+def _check_file(config: Path) -> None:
+    """Refuse a pipe, for which the parser would wait, and name a file that is damaged, or missing."""
+    if not config.exists():
+        known = map(str, [*config.parent.glob("*.yaml"), *Path("configs").rglob("*.yaml")])
+        raise FileNotFoundError(f"--config {config} does not exist{did_you_mean(config, known)}")
+    read_mapping(config)
 
 
 def _as_list(value: Any) -> list[Any]:

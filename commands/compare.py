@@ -64,6 +64,6 @@ def load_faces(run: Run, split: Split, names: list[str]) -> np.ndarray:
     """Return what `upscaled_faces` does, or say in a line why not, and what to do."""
     try:
         return upscaled_faces(run, split, names)
-    except (ArgumentError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+    except (ArgumentError, OSError, ValueError) as error:
         problem = f"could not load the upscaled faces of {run.folder}: {tell(str(error))}"
         raise ValueError(f"{problem}; --no-faces leaves figure1.png out") from error

@@ -13,11 +13,12 @@ import threading
 from argparse import ArgumentError
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from commands.parser_words import tell
-from run_state.folder import share_with_children, started_processes
+from run_state.folder import is_follower, share_with_children
 from run_state.preemption import EXIT_REQUEUE, PREEMPTION_SIGNALS, PreemptedError, Preemption, StoppedError
 from storage.shortage import find_shortage
 
@@ -27,8 +28,7 @@ if TYPE_CHECKING:
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 MAX_MESSAGE = 290  # characters, without "error: "
 _OF_LIGHTNING = "MisconfigurationException"  # what it refuses only when it starts
-# A symbolic link to itself is a RuntimeError, a package that a setting needs an ImportError.
-_OF_THE_INPUT = (ValueError, TypeError, OSError, ArgumentError, ImportError, OverflowError, RuntimeError)
+_OF_THE_INPUT = (ValueError, OSError, ArgumentError, ImportError)  # the last: a setting needs a package
 
 
 @contextmanager
@@ -43,6 +43,9 @@ def importing() -> Iterator[None]:
         os.write(2, b"interrupted\n" if interrupted else b"preempted; give the same command again\n")
         os._exit(EXIT_INTERRUPTED if interrupted else EXIT_REQUEUE)
 
+    if is_follower():  # the first process waits for it, and can only be reached when it has come
+        for number in PREEMPTION_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
     earlier = {number: signal.getsignal(number) for number in (signal.SIGINT, *PREEMPTION_SIGNALS)}
     for number, handler in earlier.items():
         if handler is not signal.SIG_IGN:  # as shells have Ctrl-C for jobs in the background
@@ -94,8 +97,17 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **settings: Any) -> None:
         super().__init__(allow_abbrev=False, **settings)
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse, and refuse what is nearly one of our options: it would pass for a setting of a configuration."""
+        ours = self._option_string_actions
+        for option in (word.split("=")[0] for word in (sys.argv[1:] if args is None else args)):
+            near = get_close_matches(option, ours, n=1, cutoff=0.8) if option.startswith("--") else []
+            if near and option not in ours:
+                refuse(f"there is no option {option}; did you mean {near[0]!r}?")
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
-        refuse(tell(message, [name.lstrip("-") for name in self._option_string_actions]))
+        refuse(tell(message))
 
 
 @contextmanager
@@ -111,13 +123,12 @@ def finishing(trainer: "L.Trainer") -> Iterator[None]:
     exit_code = 1
     with latest.preemption.listening(trainer):
         try:
-            yield
-            exit_code = 0
-        except StoppedError:
+            with suppress(StoppedError):
+                yield
             exit_code = 0
         except (PreemptedError, KeyboardInterrupt, SystemExit) as end:
             exit_code = _signalled(end) or 1
-            if not trainer.is_global_zero and started_processes() is None:
+            if is_follower():
                 raise SystemExit(0) from end  # Lightning kills rank 0, which may still upload, when another one fails
             _stop(end, _how_to_go_on(trainer))
         finally:

@@ -5,7 +5,8 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import fields, is_dataclass
-from difflib import get_close_matches
+
+from run_state.names import did_you_mean
 
 _FRAME = re.compile(
     "Does not validate|Subtypes:|Errors:|Given value|Parser key|Problem with given|Subclass types|a class path|a dict "
@@ -33,7 +34,7 @@ def tell(message: str, names: Iterable[str] = ()) -> str:
         reason = own[0] if own and len(lines) > len(own) else re.sub('Parser key "(.*?)"', r"\1", message)
         misspelt = _MISSPELT.search(reason)
         known = [*names, *choices, *_names_of_classes(message)]
-        hint = _nearest(next(filter(None, misspelt.groups())), known) if misspelt else ""
+        hint = did_you_mean(next(filter(None, misspelt.groups())), known) if misspelt else ""
         return f"{key}: {reason}{hint}" if own and key else f"{reason}{hint}"
     if nested := re.match(r"NestedArg\(key='(.*?)'", value[1]):
         return f"{key}.{nested[1]} is not accepted by what {key} is now"
@@ -41,12 +42,7 @@ def tell(message: str, names: Iterable[str] = ()) -> str:
     expected = choices or [name for name in dict.fromkeys(types) if name != "NoneType"]
     if "import path" in message or "valid subclass" in message:
         expected.append("an import path")
-    return f"{key} is {value[1]}, expected {', '.join(expected)}{_nearest(value[1], choices)}"
-
-
-def _nearest(word: str, names: Iterable[str]) -> str:
-    close = get_close_matches(word, list(names), n=1)
-    return f"; did you mean {close[0]!r}?" if close and close[0] != word else ""
+    return f"{key} is {value[1]}, expected {', '.join(expected)}{did_you_mean(value[1], choices)}"
 
 
 def _names_of_classes(message: str) -> Iterator[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from commands.cli import SuperFERCLI
 from commands.ending import Parser, finishing, orderly, print_upload, refusals
 from commands.libraries import quieten
+from datamodules.labels import SPLITS
 from run_state.checkpoints import RunCheckpoint, read_own
 from run_state.folder import find_checkpoint, find_run
 from run_state.identity import read_record
@@ -19,21 +20,25 @@ _ONE_DEVICE = ("--trainer.devices=1", "--trainer.num_nodes=1", "--trainer.strate
 
 @orderly()
 def test(args: Sequence[str] | None = None) -> Path:
-    """Test a checkpoint on one split: `--ckpt_path RUN_OR_FILE [--split train|val|test]`, then any overrides.
+    """Test a checkpoint on one split, with the settings that it was trained with; return the run folder.
 
-    Return the run folder, which now holds `metrics_{split}.json` and `predictions_{split}.csv`.
+    It now holds `metrics_{split}.json` and `predictions_{split}.csv`.
     """
     quieten()
-    parser = Parser(add_help=False)
-    parser.add_argument("--ckpt_path")
-    parser.add_argument("--split", default="test")
-    options, arguments = parser.parse_known_args(args)
+    parser = Parser(
+        prog="superfer test",
+        usage="%(prog)s --ckpt_path RUN_OR_CHECKPOINT [--split train|val|test] [--KEY VALUE ...]",
+        description="Test a classifier on one split of its data, on one device, with the settings of its training; "
+        "write metrics_SPLIT.json and predictions_SPLIT.csv into the run folder. Where and how it is tested may be "
+        "overridden, for instance --data.root FOLDER, --data.batch_size 64 or --trainer.accelerator cpu.",
+    )
+    parser.add_argument("--ckpt_path", required=True, help="run folder (its best checkpoint), or a checkpoint in one")
+    parser.add_argument("--split", choices=SPLITS, default="test", help="default: %(default)s")
+    options, overrides = parser.parse_known_args(args)
     with refusals():
-        if options.ckpt_path is None and {"-h", "--help"} & set(arguments):
-            SuperFERCLI("test", ["--help"])
         run, checkpoint = _find_tested(options.ckpt_path)
-        config = ["--config", str(run / "config.yaml"), *_ONE_DEVICE, f"--data.test_split={options.split}"]
-        cli = SuperFERCLI("test", [*config, *arguments])
+        words = [*_ONE_DEVICE, f"--data.test_split={options.split}", *overrides]
+        cli = SuperFERCLI("test", words, checkpoint.settings)
         if cli.config.trainer.fast_dev_run or cli.config.trainer.limit_test_batches is not None:
             raise ValueError("trainer.limit_test_batches and fast_dev_run leave images out; a test needs all of them")
         refuse_changes(run, checkpoint.settings, cli.settings, "test")
@@ -53,10 +58,8 @@ def test(args: Sequence[str] | None = None) -> Path:
     return run
 
 
-def _find_tested(path: str | None) -> tuple[Path, RunCheckpoint]:
+def _find_tested(path: str) -> tuple[Path, RunCheckpoint]:
     """Run folder and checkpoint that `--ckpt_path` means."""
-    if path is None:
-        raise FileNotFoundError("--ckpt_path is missing: expected a run folder or a checkpoint in one")
     run, checkpoint = find_run(path), find_checkpoint(path)
     if read_record(run)["arm"] is None:
         figures = "a generator's figures are in metrics.csv"

@@ -2,6 +2,7 @@
 
 import faulthandler
 import signal
+import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -31,12 +32,13 @@ def train(args: Sequence[str] | None = None) -> Path:
     with ExitStack() as stack:
         with refusals():
             run = _named_run(options.resume)
-            cli = SuperFERCLI("train", [*(["--config", str(run / "config.yaml")] if run else []), *arguments])
+            cli = SuperFERCLI("train", arguments, read_mapping(run / "config.yaml") if run else None)
             if options.resume == "auto":
                 if leads:
                     stack.enter_context(only_auto(cli.settings))
-                run = newest_run(cli.settings, options.allow_change)
+                run, notes = newest_run(cli.settings, options.allow_change)
                 if leads:
+                    print("".join(f"{note}\n" for note in notes), end="", file=sys.stderr, flush=True)
                     print(f"resuming {run}" if run else "no run to resume; starting one", flush=True)
             if run and leads:
                 stack.enter_context(lock(run))  # first: nobody else may change what is read from here on
@@ -69,6 +71,8 @@ def _parse(args: Sequence[str] | None) -> tuple[Namespace, list[str]]:
     options.allow_change = [name.strip() for name in options.allow_change.split(",") if name.strip()]
     if options.allow_change and options.resume is None:
         refuse("--allow_change needs --resume")
+    if options.resume == "auto" and not any(word.startswith(("--config", "-c")) for word in arguments):
+        refuse("--config is missing: --resume auto resumes the newest run of a configuration")
     return options, arguments
 
 

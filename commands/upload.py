@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from commands.ending import Parser, fail, orderly, refusals
 from run_state.folder import find_run
-from run_state.wandb_run import WandbError, require_key
+from run_state.wandb_run import WandbError, require_key, wandb_mode
 from run_state.wandb_run import upload as send
 
 
@@ -20,8 +20,9 @@ def upload(args: Sequence[str] | None = None) -> None:
     parser = Parser(prog="superfer upload", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("runs", nargs="+", metavar="RUN", help="runs/<experiment>/<time>_s<seed>")
     options = parser.parse_args(args)
-    os.environ["WANDB_MODE"] = "online"  # also where trainings of this shell are offline
     with refusals():
+        wandb_mode()  # refuses one that does not exist
+        os.environ["WANDB_MODE"] = "online"  # also where trainings of this shell are offline
         runs = [find_run(name) for name in options.runs]
         require_key()
         problems = []

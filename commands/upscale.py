@@ -29,8 +29,6 @@ from run_state.folder import find_checkpoint
 from storage.atomic import check_writable
 from storage.shortage import find_shortage
 
-FOLDER_OPTIONS = ("--images", "--out", "--ckpt_path")  # any of them asks for a folder, not for a data set
-
 
 @orderly()
 def upscale(args: Sequence[str] | None = None) -> Path | None:
@@ -40,7 +38,7 @@ def upscale(args: Sequence[str] | None = None) -> Path | None:
     """
     words = list(sys.argv[1:] if args is None else args)
     quieten()
-    if any(word.split("=")[0] in FOLDER_OPTIONS for word in words):
+    if not any(word.split("=")[0] == "--config" for word in words) or "--help" in words:
         return upscale_folder(words)
     # Not at the top: the processes that upscale a folder start in half the time without Lightning.
     with importing():
@@ -65,11 +63,14 @@ def parse_options(words: Sequence[str]) -> argparse.Namespace:
     """Parse the command line of the folder mode."""
     parser = Parser(
         prog="superfer upscale",
+        usage="%(prog)s --ckpt_path RUN_OR_FILE --images FOLDER --out FOLDER [--OPTION ...]\n"
+        "       %(prog)s --config FILE [--config FILE ...] [--KEY VALUE ...]",
         description="Upscale every image of a folder eightfold, to PNG. There is no face detection: supply crops. "
         f"Reads 8-bit PNG, JPEG, BMP, WebP and TIFF files with one image of at most {MAX_PIXELS:,} pixels. Large ones "
         "are upscaled in overlapping tiles (skipped with --heatmaps), gray stays gray, alpha is upscaled bicubically. "
         "Files that cannot be upscaled are named and skipped; the exit code is then 1. Intact results are kept.",
     )
+    parser.add_argument("--config", help="fill the cache of the classifier that it configures, instead of a folder")
     parser.add_argument("--ckpt_path", required=True, metavar="RUN_OR_FILE", help="the generator")
     parser.add_argument("--images", required=True, type=_folder, metavar="FOLDER", help="read with its sub-folders")
     parser.add_argument("--out", required=True, type=_folder, metavar="FOLDER", help="where NAME.png is written")

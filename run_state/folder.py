@@ -9,10 +9,9 @@ import fcntl
 import hashlib
 import os
 import platform
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ _CHOSEN = "SUPERFER_RUN_FOLDER"  # tells the folder to the processes that Lightn
 def find_run(path: str | Path) -> Path:
     """Return the run folder that `path` is, or lies in; a FileNotFoundError says what was expected."""
     path = Path(path)
-    resolved = path.resolve()
+    resolved = Path(os.path.realpath(path))  # which does not mind a link to itself
     for folder in (resolved, *list(resolved.parents)[:2]):
         if (folder / "config.yaml").is_file():
             return folder
@@ -59,12 +58,13 @@ def _runs_inside(path: Path) -> str:
     return f"; {path} holds the runs {', '.join(runs[-5:])}: name one of them" if runs else ""
 
 
-def newest_run(settings: Mapping[str, Any], allowed: Sequence[str] = ()) -> Path | None:
-    """Return the run with these settings, seed and experiment included, to go on with, or None.
+def newest_run(settings: Mapping[str, Any], allowed: Sequence[str] = ()) -> tuple[Path | None, list[str]]:
+    """Return the run with these settings, seed and experiment included, to go on with, or None; and why not another.
 
     Those that are not finished come first, then the one started last, as `run.json` says: times of files change with
     copies. A copy of a run that is still there does not count.
     """
+    notes: list[str] = []
     found: list[tuple[datetime, bool, Path, str]] = []
     for run in sorted(path.parent for path in Path(settings["runs"], settings["experiment"]).glob("*/run.json")):
         if _chosen_folder() not in (None, run.resolve()):
@@ -77,14 +77,14 @@ def newest_run(settings: Mapping[str, Any], allowed: Sequence[str] = ()) -> Path
                 raise ValueError(f"it is a copy of {original}")
             changes = changed_settings(read_mapping(run / "config.yaml"), settings, "resume", allowed)
         except (ValueError, OSError) as error:
-            print(f"{run} is skipped: {error}", file=sys.stderr, flush=True)
+            notes.append(f"{run} is skipped: {error}")
             continue
         started = datetime.fromisoformat(record["starts"][-1]["started"])
         found.append((started, record["status"] != "finished", run, "; ".join(changes)))
     if found and max(found)[-1]:
-        print(f"{max(found)[2]}, the newest run, has other settings: {max(found)[-1]}", file=sys.stderr, flush=True)
+        notes.append(f"{max(found)[2]}, the newest run, has other settings: {max(found)[-1]}")
     fitting = [(unfinished, started, run) for started, unfinished, run, changes in found if not changes]
-    return max(fitting)[2] if fitting else None
+    return max(fitting)[2] if fitting else None, notes
 
 
 def can_go_on(run: Path, record: Mapping[str, Any]) -> bool:
@@ -134,6 +134,11 @@ def started_processes() -> int | None:
     return int(os.environ[name]) if name in os.environ else None
 
 
+def is_follower() -> bool:
+    """Whether Lightning has started this process for another device; the process that did so tells it when to end."""
+    return int(os.environ.get("LOCAL_RANK", "0")) > 0 and started_processes() is None
+
+
 def share_with_children(folder: Path | None) -> None:
     """Tell the folder to the processes that Lightning starts from this one; None when the run is over."""
     if folder is None:
@@ -174,17 +179,11 @@ def lock(folder: Path, name: str = ".lock", what: str = "") -> Iterator[None]:
 def only_auto(settings: Mapping[str, Any]) -> Iterator[None]:
     """Keep another `--resume auto` with these settings out: two that start at once would make two runs."""
     kept = sorted((key, repr(value)) for key, value in flatten(settings).items() if not may_differ(key, "resume"))
-    experiment = Path(settings["runs"], settings["experiment"])
-    experiment.mkdir(parents=True, exist_ok=True)
+    runs = Path(settings["runs"])
+    runs.mkdir(parents=True, exist_ok=True)
     name = f".auto-{hashlib.sha256(str(kept).encode()).hexdigest()[:12]}"
-    with lock(experiment, name, f"a run in {experiment} with these settings"):
-        try:
-            yield
-        finally:
-            with suppress(OSError):
-                (experiment / name).unlink()
-                experiment.rmdir()  # unless there are runs
-                experiment.parent.rmdir()
+    with lock(runs, name, f"a run in {runs / settings['experiment']} with these settings"):
+        yield  # the file stays: if it went, of two that wait one could lock the old file and one a new one
 
 
 def status(folder: Path) -> str:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 import uuid
 from collections.abc import Callable
@@ -56,10 +57,10 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def original_of(folder: Path, record: dict[str, Any]) -> Path | None:
-    """Return the folder of which this one is a copy, if both are there."""
-    original = folder.with_name(record["folder"])
-    if original.name == folder.name or not (original / "run.json").is_file():
-        return None  # or it was renamed
+    """Return the folder of which this one is a copy; None if it was moved, so that the earlier one is gone."""
+    original = folder.parent / record["folder"]  # absolute, but in runs of earlier versions only a name
+    if not os.path.isfile(original / "run.json") or original.samefile(folder):
+        return None
     return original if read_record(original)["run_id"] == record["run_id"] else None
 
 
@@ -67,7 +68,7 @@ def detach_copy(folder: Path) -> None:
     """Give a copied run a name and a W&B run of its own before it goes on: two folders must not write one W&B run."""
     record = read_record(folder)
     if original := original_of(folder.resolve(), record):
-        record |= {"folder": folder.resolve().name, "wandb_id": uuid.uuid4().hex[:8]}
+        record |= {"folder": str(folder.resolve()), "wandb_id": uuid.uuid4().hex[:8]}
         write_atomically(folder / "run.json", json.dumps(record, indent=1) + "\n")
         print(f"{folder} is a copy of {original}: in W&B it is a new run", flush=True)
 

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from run_state.names import did_you_mean
+
 Purpose = Literal["resume", "test", "compare"]
 
 # Setting, as it is named in config.yaml, with all that is below it: for what it may differ. What is not named must not
@@ -77,15 +79,15 @@ def refuse_changes(
     run: Path, before: Mapping[str, Any], now: Mapping[str, Any], purpose: Purpose, allowed: Sequence[str] = ()
 ) -> None:
     """Refuse to resume or test a run with other settings than its checkpoint was trained with (`before`)."""
+    settings = flatten(now)
     for name in allowed:
-        if not any(f"{setting}.".startswith(f"{name}.") for setting in flatten(now)):
-            expected = "a name as in config.yaml, for instance model.init_args.optimizer.lr"
-            raise ValueError(f"--allow_change {name}: there is no such setting; expected {expected}")
+        if not any(f"{setting}.".startswith(f"{name}.") for setting in settings):
+            meant = did_you_mean(name, settings) or "; expected a name as in config.yaml"
+            raise ValueError(f"--allow_change {name}: there is no such setting{meant}")
     changes = changed_settings(before, now, purpose, allowed)
     if changes:
         shown = "; ".join(changes[:2]) + (f"; and {len(changes) - 2} more" if len(changes) > 2 else "")
-        hint = {
-            "resume": f"to change one on purpose, pass --allow_change NAME (never {NEVER_ON_RESUME})",
-            "test": "the checkpoint was trained with the latter: pass that value to test it",
-        }
-        raise ValueError(f"cannot {purpose} with different settings: {shown}; {hint[purpose]}: {run}")
+        hint = "the checkpoint was trained with the latter"
+        if purpose == "resume":
+            hint = f"to change one on purpose, pass --allow_change NAME (never {NEVER_ON_RESUME})"
+        raise ValueError(f"cannot {purpose} with different settings: {shown}; {hint}: {run}")

@@ -11,7 +11,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.sharedctypes import RawValue
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from run_state.folder import is_follower
 
 if TYPE_CHECKING:  # a command listens before Lightning is imported, which takes seconds
     import lightning as L
@@ -45,9 +47,10 @@ class Preemption:
     def listening(self, trainer: "L.Trainer | None" = None) -> Iterator[None]:
         """Take the signals, and pass them on to the processes that a trainer has started for other devices.
 
-        The first one raises PreemptedError, unless that is `deferred`; further ones change nothing.
+        The first one raises PreemptedError, unless that is `deferred`; further ones change nothing. The other processes
+        are ended, unless they have something to save; without a trainer, they leave the signals to the first one.
         """
-        if threading.current_thread() is not threading.main_thread():
+        if threading.current_thread() is not threading.main_thread() or (trainer is None and is_follower()):
             yield
             return
 
@@ -55,9 +58,12 @@ class Preemption:
             if self.requested:
                 return
             self.requested = True
-            if trainer and trainer.strategy.launcher is not None:
-                trainer.strategy.launcher.kill(number)
+            launcher: Any = trainer and trainer.strategy.launcher
+            if launcher:
+                launcher.kill(number if self.deferred else signal.SIGKILL)
             if not self.deferred:
+                if launcher:
+                    launcher.procs.clear()  # or Lightning would kill this process as well, within five seconds
                 raise PreemptedError
 
         if trainer:

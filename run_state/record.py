@@ -84,7 +84,7 @@ class RunRecord(L.Callback):
         }
         return {
             "run_id": earlier.get("run_id", uuid.uuid4().hex),
-            "folder": self._folder.resolve().name,
+            "folder": str(self._folder.resolve()),
             "experiment": config["experiment"],
             "seed": config["seed_everything"],
             # With other settings, the rows that W&B has would not be those of `metrics.csv`.

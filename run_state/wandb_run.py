@@ -21,7 +21,9 @@ import lightning as L
 
 from run_state.folder import lock
 from run_state.identity import detach_copy, read_record
+from run_state.lightning_internals import kill_wandb_service
 from run_state.metrics_csv import Row, read_rows
+from run_state.names import did_you_mean
 from run_state.preemption import EXIT_REQUEUE
 from storage.reading import read_mapping
 
@@ -44,7 +46,7 @@ def wandb_mode() -> WandbMode:
     if not asked:
         return "online" if find_spec("wandb") and _logged_in() else "offline"
     if asked not in _MODES:
-        raise ValueError(f"WANDB_MODE is {asked!r}, expected one of {', '.join(_MODES)}")
+        raise ValueError(f"WANDB_MODE is {asked!r}, expected one of {', '.join(_MODES)}{did_you_mean(asked, _MODES)}")
     if _MODES[asked] == "online":
         require_key()
     return _MODES[asked]
@@ -226,9 +228,12 @@ def _init(folder: Path, record: Mapping[str, Any], settings: Mapping[str, Any]) 
             ),
         )
     except BaseException as error:
-        wandb.teardown()  # forget the run that is half open
         if not isinstance(error, Exception):
+            with suppress(Exception, SystemExit):  # teardown exits, too, if its process failed
+                kill_wandb_service()
+                wandb.teardown()
             raise
+        wandb.teardown()  # forget the run that is half open
         raise WandbError(f"W&B cannot be reached ({_in_short(error)})") from error
     run.config.update(_config(record, settings), allow_val_change=True)
     is_classifier = record["arm"] is not None  # a generator is validated every so many batches

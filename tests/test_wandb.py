@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -284,6 +285,28 @@ def test_training_without_the_service(
     with pytest.raises(SystemExit) as stopped:
         upload([str(run)])
     assert stopped.value.code == 1 and "W&B cannot be reached" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_signal_while_the_service_does_not_answer(
+    number: signal.Signals, code: int, service: Service, tiny_ferplus: Path, tmp_path: Path
+) -> None:
+    service.stop()
+    log, runs = tmp_path / "log.txt", tmp_path / "runs"
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        process = start(classifier_args(tiny_ferplus, runs), log, WANDB_BASE_URL=address)
+        try:
+            silent.settimeout(120)
+            connection, _ = silent.accept()
+            time.sleep(1)
+            process.send_signal(number)
+            assert process.wait(15) == code, log.read_text()[-3000:]
+            connection.close()
+        finally:
+            process.kill()
+    (run,) = runs.glob("*/*")
+    assert f"to upload to W&B: superfer upload {run}\n" in log.read_text()
 
 
 def test_sweep_agent_chooses_project_and_id(

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from commands.compare import compare
 from commands.test import test as run_test
 from commands.train import train
 from commands.upscale import upscale
+from datamodules.ferplus.datamodule import FERPlusDataModule
 from tests.tiny_runs import classifier_args, generator_args, run_record, write_generator
 
 
@@ -37,7 +39,9 @@ def nothing_may_start(monkeypatch: pytest.MonkeyPatch) -> None:
         ("--data.upscaler=datamodules.upscalers.DICUpscaler", "the following arguments are required: checkpoint"),
         ("--data.upscaler.color=gray", "data.upscaler.color is not accepted by what data.upscaler is now"),
         ("--trainer.max_epoch=3", "--trainer.max_epoch=3; did you mean 'trainer.max_epochs'?"),
-        ("--resum=RUN", "--resum=RUN; did you mean 'resume'?"),
+        ("--resum=RUN", "there is no option --resum; did you mean '--resume'?"),
+        ("--best.monitor=val/ac", "expected one of val/acc, val/macro_f1, val/ece, val/loss; did you mean 'val/acc'?"),
+        ("--config=configs/clasifier/bilinaer.yaml", "did you mean 'configs/classifier/bilinear.yaml'?"),
         ("--trainer.plugins=[x]", "trainer.plugins is x, expected an import path"),
         ("--trainer.callbacks=[{class_path: callbacks.weight_average.WeightAvrage}]", "did you mean 'WeightAverage'?"),
     ],
@@ -166,6 +170,11 @@ def test_a_reason_beside_types_that_did_not_apply_is_not_lost(
         (["--trainer.gradient_clip_val=.nan"], "gradient_clip_val is nan, expected 0 or more"),
         (["--trainer.log_every_n_steps=-1"], "log_every_n_steps is -1, expected at least 1"),
         (["--trainer.accelerator=tpu"], "torch_xla"),  # which is not installed
+        (["--trainer.devices=0"], "value is not a valid input using cpu accelerator"),
+        (["--trainer.devices=two"], "trainer: `devices` selected with `CPUAccelerator` should be an int > 0."),
+        (["--trainer.max_time=long"], "long"),
+        (["--trainer.strategy=dpd"], "dpd"),
+        (["--trainer.profiler=x"], "profiler"),
         (["--trainer.overfit_batches=2"], "trainer.overfit_batches is 2, expected 0.0"),
         (
             ["--trainer.callbacks+=StochasticWeightAveraging", "--trainer.callbacks.swa_lrs=0.01"],
@@ -229,6 +238,27 @@ def test_devices_without_processes(
     assert not list(tmp_path.glob("runs/*/*/*")), "something was written"
 
 
+def test_a_fault_of_the_program_is_not_taken_for_one_of_the_input(
+    tiny_ferplus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for kind in (TypeError, RuntimeError):
+        monkeypatch.setattr(FERPlusDataModule, "check", lambda *_, kind=kind: (_ for _ in ()).throw(kind("ours")))
+        with pytest.raises(kind, match="ours"):
+            train(classifier_args(tiny_ferplus, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("command", "options"), [(run_test, ("--ckpt_path", "--split")), (upscale, ("--images", "--config"))]
+)
+def test_help_is_about_the_options_of_the_command(
+    command: Callable[[list[str]], object], options: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        command(["--help"])
+    printed = capsys.readouterr().out
+    assert end.value.code == 0 and all(f"  {option}" in printed for option in options) and "lightning" not in printed
+
+
 def test_experiment_is_required(capsys: pytest.CaptureFixture[str]) -> None:
     assert "experiment" in refused(train, ["--model=lightning_modules.classifier.EmotionClassifier"], capsys)
 
@@ -268,7 +298,11 @@ def test_generators_that_are_none(tiny_ferplus: Path, tmp_path: Path, capsys: py
 
 
 def test_testing_and_resuming(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "--ckpt_path is missing" in refused(run_test, [], capsys)
+    assert "the following arguments are required: --ckpt_path" in refused(run_test, [], capsys)
+    assert "no option --ckpt_pth; did you mean '--ckpt_path'?" in refused(run_test, ["--ckpt_pth=x"], capsys)
+    assert "did you mean '--split'?" in refused(run_test, ["--ckpt_path=x", "--splt", "val"], capsys)
+    assert "did you mean '--images'?" in refused(upscale, ["--image=x"], capsys)
+    assert "--config is missing" in refused(train, ["--resume", "auto"], capsys)
     assert "--ckpt_path: expected one argument" in refused(run_test, ["--ckpt_path"], capsys)
     assert "nowhere does not exist" in refused(run_test, ["--ckpt_path", "nowhere"], capsys)
     assert "nowhere does not exist" in refused(train, ["--resume=nowhere"], capsys)

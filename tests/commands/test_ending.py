@@ -1,10 +1,12 @@
 """How commands end: exit codes, one line, and what is kept."""
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from commands.train import train
 from tests.stopping import KilledError
 from tests.test_exact_resume import stop
 from tests.tiny_runs import REPOSITORY, classifier_args, write_generator
+from tests.torture import children
 
 TINY = "--model=tests.tiny_runs.TinyClassifier"
 
@@ -45,6 +48,28 @@ def test_a_training_ends_in_one_line_and_goes_on(
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, "Lightning ignores further ones"
     train(["--resume", str(run)])
     assert json.loads((run / "run.json").read_text())["status"] == "finished"
+
+
+@pytest.mark.parametrize("seconds", [0.5, 2, 5])
+def test_a_signal_while_the_second_process_starts(seconds: float, tiny_ferplus: Path, tmp_path: Path) -> None:
+    """To the whole process group, as schedulers send it, before the processes know of each other."""
+    two = ["--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.max_epochs=1000"]
+    command = [sys.executable, "train.py", *classifier_args(tiny_ferplus, tmp_path, TINY, *two)]
+    with subprocess.Popen(command, cwd=REPOSITORY, start_new_session=True, stderr=subprocess.PIPE, text=True) as job:
+        try:
+            patience = time.monotonic() + 120
+            while not (started := children(job.pid, "train.py")) and time.monotonic() < patience:
+                time.sleep(0.02)
+            time.sleep(seconds)
+            os.killpg(job.pid, signal.SIGTERM)
+            said = job.communicate(timeout=60)[1]
+            assert job.returncode == 75 and "preempted; " in said, said[-3000:]
+            assert not [
+                path for pid in started if (path := Path(f"/proc/{pid}/cmdline")).exists() and path.read_bytes()
+            ]
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(job.pid, signal.SIGKILL)
 
 
 def test_an_error_of_the_program_keeps_its_traceback(tiny_ferplus: Path, tmp_path: Path) -> None:

@@ -118,16 +118,16 @@ def test_auto_goes_by_what_the_runs_say_and_not_by_times_of_files(
     assert train([*auto, "--trainer.max_epochs=3"]) == older, "which was started last"
     renamed = older.rename(older.with_name("renamed"))
     assert train([*auto, "--trainer.max_epochs=4"]) == renamed
-    assert record_of(renamed)["folder"] == "renamed"
-    assert not list(older.parent.glob(".*")), "the lock is left"
+    assert record_of(renamed)["folder"] == str(renamed)
 
 
-def test_a_copy_goes_on_as_a_run_of_its_own(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    copy = shutil.copytree(run, run.with_name("copy"))
+@pytest.mark.parametrize("place", ["{run.parent}/copy", "{run.parent}-of-others/{run.name}"])
+def test_a_copy_goes_on_as_a_run_of_its_own(place: str, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copy = shutil.copytree(run, Path(place.format(run=run)))
     train(["--resume", str(copy), "--trainer.max_epochs=2"])
     assert f"{copy} is a copy of {run}: in W&B it is a new run" in capsys.readouterr().out
     first, second = record_of(run), record_of(copy)
-    assert (first["folder"], second["folder"]) == (run.name, "copy")
+    assert (first["folder"], second["folder"]) == (str(run), str(copy))
     assert first["wandb_id"] != second["wandb_id"] and first["run_id"] == second["run_id"]
     train(["--resume", str(copy), "--trainer.max_epochs=3"])
     assert record_of(copy)["wandb_id"] == second["wandb_id"] and "is a copy" not in capsys.readouterr().out
@@ -257,6 +257,14 @@ def test_auto_does_not_join_a_run_that_started_from_other_weights(
     assert train(again) == train(again) == first  # twice: the first time has written the configuration anew
     printed = refused(["--resume", str(first), f"--model.initial_weights={weights[1]}"], capsys)
     assert "initial_weights is" in printed
+
+
+def test_auto_skips_a_copy_of_the_same_name(
+    run: Path, tiny_ferplus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = shutil.copytree(run, tmp_path / "others" / run.parent.name / run.name)
+    started = train(["--resume", "auto", *classifier_args(tiny_ferplus, tmp_path / "others", TINY)])
+    assert started != copy and f"{copy} is skipped: it is a copy of {run}" in capsys.readouterr().err
 
 
 def test_a_moved_run_keeps_its_best_score(tiny_ferplus: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from run_state.folder import find_checkpoint, find_run, lock, new_run_folder, share_with_children, status
 from run_state.record import software_state
-from tests.tiny_runs import run_record
+from tests.tiny_runs import REPOSITORY, run_record
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +43,7 @@ def test_one_process_at_a_time_trains_in_a_folder_and_a_killed_one_leaves_no_loc
         [sys.executable, "-c", code, str(tmp_path)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        cwd=Path(__file__).parents[2],
+        cwd=REPOSITORY,
     ) as other:
         assert other.stdout is not None and other.stdout.readline() == b"locked\n"
         with pytest.raises(ValueError, match=rf"in use by process {other.pid} on .*; wait for it"), lock(tmp_path):
@@ -57,6 +57,29 @@ def test_one_process_at_a_time_trains_in_a_folder_and_a_killed_one_leaves_no_loc
     assert status(tmp_path) == "preempted"
     with lock(tmp_path):
         assert str(os.getpid()) in (tmp_path / ".lock").read_text()
+
+
+STARTER = """
+import sys, time
+from pathlib import Path
+from run_state.folder import only_auto
+
+settings = {"runs": sys.argv[1], "experiment": "x"}
+for _ in range(300):
+    try:
+        with only_auto(settings):
+            mark = Path(sys.argv[1], "alone")
+            mark.touch(exist_ok=False)
+            mark.unlink()
+    except ValueError:  # refused
+        pass
+"""
+
+
+def test_of_two_automatic_starts_at_most_one_is_let_in(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", STARTER, str(tmp_path)]
+    starters = [subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True) for _ in range(4)]
+    assert [starter.communicate(timeout=120)[1] for starter in starters] == [""] * 4
 
 
 def test_processes_of_a_job_share_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

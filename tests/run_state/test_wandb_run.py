@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import wandb
 
+from commands.upload import upload
 from run_state.wandb_run import wandb_identity, wandb_mode
 
 
@@ -54,11 +55,14 @@ def test_online_without_a_key_is_an_error_and_no_question(tmp_path: Path, monkey
         wandb_mode()
 
 
-def test_a_mode_that_does_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mode_that_does_not_exist(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """W&B would be offline without a word."""
     monkeypatch.setenv("WANDB_MODE", "onlin")
-    with pytest.raises(ValueError, match="WANDB_MODE is 'onlin', expected one of online, offline, disabled"):
+    with pytest.raises(ValueError, match=r"WANDB_MODE is 'onlin', .*; did you mean 'online'"):
         wandb_mode()
+    with pytest.raises(SystemExit) as refusal:
+        upload(["run"])
+    assert refusal.value.code == 2 and "did you mean 'online'" in capsys.readouterr().err
 
 
 def test_the_run_is_that_of_the_record_or_new(monkeypatch: pytest.MonkeyPatch) -> None:
