@@ -27,8 +27,10 @@ def write_atomically(path: Path, data: bytes | memoryview | str, kept_as: Path |
         if kept_as and path.is_file():  # only now: it may be the only one that is intact
             _name_again(path, kept_as)
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):  # of a full disk it names no file, of other faults the temporary one
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
 
 

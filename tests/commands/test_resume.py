@@ -346,6 +346,27 @@ def test_a_test_of_other_data_is_refused(run: Path, capsys: pytest.CaptureFixtur
         assert "data_fingerprint is 'another', but what is configured now has" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["metrics.csv", "config.yaml", "run.json"])
+def test_a_full_disk_at_a_resume_names_the_file(
+    name: str, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, sync = (run / name).read_bytes(), os.fsync
+    with (run / "metrics.csv").open("a") as file:
+        file.write("99,1,0,\n")  # to be cut back
+
+    def full(file: int) -> None:
+        if name in os.readlink(f"/proc/self/fd/{file}"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        sync(file)
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(SystemExit) as stopped:
+        train(["--resume", str(run), "--trainer.max_epochs=2"])
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert stopped.value.code == 1 and error.startswith("error: ") and str(run / name) in error
+    assert (run / name).read_bytes().startswith(before), "the file is intact"
+
+
 def test_rows_beyond_the_checkpoint_are_logged_once(tiny_ferplus: Path, tmp_path: Path) -> None:
     """Killed long after the last checkpoint."""
     arguments = classifier_args(tiny_ferplus, tmp_path, TINY, *WHOLE)
