@@ -66,14 +66,6 @@ class Run:
     tested: dict[Split, Predictions]
 
 
-def are_generators(folders: Sequence[Path]) -> bool:
-    """Tell whether the runs trained generators (True) or classifiers (False); refuse runs of both kinds."""
-    kinds = {read_record(folder)["arm"] is None: folder for folder in folders}
-    if len(kinds) > 1:
-        raise ValueError(f"{kinds[True]} trained a generator, {kinds[False]} a classifier: compare them separately")
-    return True in kinds
-
-
 def read_runs(folders: Sequence[Path]) -> list[Run]:
     """Read tested classifiers; raise a ValueError if two of them cannot be compared."""
     runs = [_read_run(folder) for folder in folders]
@@ -82,39 +74,35 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     return runs
 
 
-def read_metrics(path: Path, names: Sequence[str]) -> dict[str, list[tuple[int, int, float]]]:
-    """Return epoch, step and value of each row of `metrics.csv`, by metric; one never logged gets no entry."""
+def _read_curves(path: Path) -> dict[str, dict[int, float]]:
+    """Return the values of `metrics.csv` by metric and epoch; the last one of an epoch that was begun twice."""
     _, rows = read_table(path)
     try:
-        points = {
-            name: [(int(row["epoch"]), int(row["step"]), float(row[name])) for row in rows if row.get(name)]
-            for name in names
-        }
-        for name, (epoch, _, value) in ((name, point) for name, logged in points.items() for point in logged):
+        curves = {name: {int(row["epoch"]): float(row[name]) for row in rows if row.get(name)} for name in CURVES}
+        for name, epoch, value in ((name, *point) for name, curve in curves.items() for point in curve.items()):
             if not 0 <= epoch < _MOST_EPOCHS:
                 raise ValueError(f"epoch is {epoch}, expected 0 to {_MOST_EPOCHS}")
             if name.endswith("/acc") and not 0 <= value <= 1:
                 raise ValueError(f"{name} is {value} in epoch {epoch}, expected 0 to 1")
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
-    return {name: logged for name, logged in points.items() if logged}
+    for name, curve in curves.items():
+        if not curve:
+            raise ValueError(f"{path} has no value of {name}: no epoch ended; resume the training")
+    return curves
 
 
 def _read_run(folder: Path) -> Run:
     info = read_record(folder)
+    if info["arm"] is None:
+        raise ValueError(f"{folder} trained a generator, expected tested classifiers; its curves are in metrics.csv")
     files = {split: folder / f"metrics_{split}.json" for split in SPLITS}
     tested = {split: _read_split(folder, split, info["run_id"]) for split, path in files.items() if path.exists()}
     if not tested:
         command = f"superfer test --ckpt_path {folder} --split test"
         raise ValueError(f"{folder} was not tested (no metrics_SPLIT.json); run `{command}` first")
-    points = read_metrics(folder / "metrics.csv", CURVES)
-    missing = [name for name in CURVES if name not in points]
-    if missing:
-        raise ValueError(f"{folder / 'metrics.csv'} has no value of {missing[0]}: no epoch ended; resume the training")
-    # The last value of an epoch: a resumed run may have logged it twice.
-    curves = {name: {epoch: value for epoch, _, value in points[name]} for name in CURVES}
     config = next(iter(tested.values())).settings
-    return Run(folder, info["arm"], info["seed"], info, config, curves, tested)
+    return Run(folder, info["arm"], info["seed"], info, config, _read_curves(folder / "metrics.csv"), tested)
 
 
 def _check_pair(one: Run, other: Run) -> None:

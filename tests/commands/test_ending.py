@@ -81,7 +81,7 @@ def test_an_error_of_the_program_keeps_its_traceback(tiny_ferplus: Path, tmp_pat
 @pytest.mark.parametrize(
     ("command", "step", "args"),
     [
-        (compare.compare, (compare, "are_generators"), ["run"]),
+        (compare.compare, (compare, "read_runs"), ["run"]),
         (export.export, (export, "write_weights"), ["--ckpt_path=x", "--out=x.pth"]),
         (prepare.prepare, (prepare, "pack_faces"), ["--faces=x", "--out={out}"]),
         (synthetic.synthetic, (synthetic, "write_faces"), ["--root={out}"]),
