@@ -124,7 +124,12 @@ def finishing(trainer: "L.Trainer") -> Iterator[None]:
     with latest.preemption.listening(trainer):
         try:
             with suppress(StoppedError):
-                yield
+                try:
+                    yield
+                except RuntimeError as error:
+                    if latest.preemption.requested and trainer.world_size > 1:
+                        raise PreemptedError from error  # the signal has ended another process, which this waited for
+                    raise
             exit_code = 0
         except (PreemptedError, KeyboardInterrupt, SystemExit) as end:
             exit_code = _signalled(end) or 1
