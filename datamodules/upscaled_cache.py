@@ -13,10 +13,12 @@ import hashlib
 import io
 import json
 import shutil
+import sys
 import warnings
 import zlib
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -138,7 +140,9 @@ class FaceCache:
         own = missing[rank::world_size]
         shuffled = np.random.default_rng().permutation(missing).tolist()  # unseeded: two jobs should start elsewhere
         images = sum(len(self._rows(block)) for block in missing)
-        with tqdm(total=images, desc=f"upscaling into {self.folder}", unit="image", disable=rank != 0) as progress:
+        shown: dict[str, Any] = {"desc": f"upscaling into {self.folder}", "unit": "image", "disable": rank != 0}
+        shown["mininterval"] = 0.1 if sys.stderr.isatty() else 60.0  # in a file every update is a line
+        with tqdm(total=images, **shown) as progress:
             for block in sorted(shuffled, key=lambda block: block not in own):
                 if not self._open(block):
                     self._make(block, device)
