@@ -6,12 +6,13 @@ from typing import Any
 
 import lightning as L
 
+EVERY = 100  # batches
+
 
 class TextProgress(L.Callback):
-    """Print a line every `every` batches, and the metrics after each epoch, on rank 0."""
+    """Print a line every `EVERY` batches, and the metrics after each epoch, on rank 0."""
 
-    def __init__(self, every: int = 100) -> None:
-        self.every = every
+    def __init__(self) -> None:
         self._since: tuple[float, int] | None = None
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
@@ -20,7 +21,7 @@ class TextProgress(L.Callback):
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         done = batch_idx + 1
-        if trainer.is_global_zero and self._since and done % self.every == 0:
+        if trainer.is_global_zero and self._since and done % EVERY == 0:
             start, before = self._since
             self._since = (time.monotonic(), done)
             rate = (done - before) / (self._since[0] - start)

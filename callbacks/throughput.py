@@ -12,9 +12,9 @@ class Throughput(L.Callback):
     """Log once an epoch: `perf/images_per_s`, `perf/data_wait` and `perf/peak_memory_gb`.
 
     Images are those of all devices. The wait is the share of the time, [0, 1], in which a process has no batch: 0.05
-    and less is good; more workers reduce it. Memory is what PyTorch has allocated on a GPU, else what the process has
-    used, without its workers, at most since it started. Both are those of the process that is worst off. Speed and
-    waiting leave validation out.
+    and less is good; more workers reduce it. Memory is the peak since the start, of what PyTorch has allocated on a GPU
+    or, without one, of the process without its workers. Wait and memory are those of the process that is worst off.
+    Speed and wait leave validation out.
     """
 
     def on_train_start(self, *_: Any) -> None:

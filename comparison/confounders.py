@@ -1,4 +1,4 @@
-"""What runs differ in besides the upscaler; a comparison that finds anything gives no verdict."""
+"""Find what runs differ in besides the upscaler; if there is anything, a comparison gives no verdict."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -15,7 +15,7 @@ Confounder = tuple[str, str]  # what differs, and a sentence about it
 
 
 def find_confounders(runs: Sequence[Run]) -> list[Confounder]:
-    """Say what else than the upscaler may explain a difference between the runs."""
+    """List what, besides the upscaler, could explain a difference between the runs."""
     return [*_checkpoints(runs), *_settings(runs), *_facts(runs)]
 
 
@@ -30,7 +30,7 @@ def _checkpoints(runs: Sequence[Run]) -> Iterator[Confounder]:
             yield "checkpoint", f"the splits of {run.folder} were not tested with one checkpoint: {shown}; test again."
         changed = ", ".join(split for split, found in run.tested.items() if found.is_stale)
         if changed:
-            yield "checkpoint", f"{run.folder} has another checkpoint since it was tested on {changed}; test again."
+            yield "checkpoint", f"the checkpoint of {run.folder} has changed since its test on {changed}; test again."
         if (end := status(run.folder)) != "finished":
             yield "status", f"{run.folder} is not finished: its status is {end}."
 
@@ -61,7 +61,7 @@ def _differing(what: str, words: str, values: list[list[str]], runs: Sequence[Ru
 
 
 def since_the_beginning(run: Run) -> list[dict[str, Any]]:
-    """Return the starts that its weights come from: one without a checkpoint began again."""
+    """Return the starts that led to the weights; a start without a checkpoint began from scratch."""
     starts: list[dict[str, Any]] = run.info["starts"]
     first = max((number for number, start in enumerate(starts) if not start.get("checkpoint")), default=0)
     return starts[first:]

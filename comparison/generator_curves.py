@@ -58,9 +58,9 @@ def best_and_last(runs: dict[str, dict[str, Curve]]) -> list[list[str]]:
     return rows
 
 
-def smooth(curve: Curve, parts: int = 20) -> Curve:
-    """Average over equal numbers of neighbouring points, at most `parts` groups."""
-    pieces = min(parts, len(curve[0]))
+def smooth(curve: Curve) -> Curve:
+    """Average over equal numbers of neighbouring points, at most twenty groups."""
+    pieces = min(20, len(curve[0]))
     batches, values = (np.array([piece.mean() for piece in np.array_split(array, pieces)]) for array in curve)
     return batches, values
 

@@ -46,7 +46,6 @@ class Difference:
     split: Split
     images: Subset
     n: int
-    decides: bool  # whether this compares the arms as a whole: their means, or their only runs
     over_images: Estimate  # with the paired bootstrap's interval
     over_seeds: Estimate | None = None  # the same with Welch's t-interval, if both sides have several runs
     only_first: int | None = None  # images that only the first run gets right; None for means
@@ -76,22 +75,15 @@ def measure_accuracies(arms: Arms, rule: Rule) -> list[Accuracy]:
 
 
 def measure_differences(arms: Arms, rule: Rule) -> list[Difference]:
-    """Compare every later arm with the first: run by run for equal seeds, then the means.
-
-    Two arms of one run each give one comparison, whatever the seeds.
-    """
+    """Compare every later arm with the first: their means, or their only runs."""
     found = []
     first, *others = arms
     for second, split, images in itertools.product(others, SPLITS, SUBSETS):
         a, b = (_right(arms[arm], split, rule, images) for arm in (first, second))
-        if not (a and b):
-            continue
-        whole = list(a), list(b)
-        pairs = [([seed], [seed]) for seed in a if seed in b] if len(a) > 1 or len(b) > 1 else []
-        for seeds in [*pairs, whole]:
-            right = [np.array([rows[seed] for seed in chosen]) for rows, chosen in zip((a, b), seeds, strict=True)]
-            n, decides = right[0].shape[1], seeds == whole
-            found.append(Difference(first, second, *seeds, split, images, n, decides, **_compare(*right)))
+        if a and b:
+            right = [np.array(list(rows.values())) for rows in (a, b)]
+            n = right[0].shape[1]
+            found.append(Difference(first, second, list(a), list(b), split, images, n, **_compare(*right)))
     return found
 
 

@@ -75,7 +75,7 @@ def are_generators(folders: Sequence[Path]) -> bool:
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
-    """Read tested classifiers, and refuse with a ValueError what does not fit the others."""
+    """Read tested classifiers; raise a ValueError if two of them cannot be compared."""
     runs = [_read_run(folder) for folder in folders]
     for one, other in itertools.combinations(runs, 2):
         _check_pair(one, other)

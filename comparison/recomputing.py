@@ -1,4 +1,4 @@
-"""Recompute every figure of a test from its predictions; needs PyTorch, without which a comparison starts."""
+"""Recompute every figure of a test from its predictions, with PyTorch, which the rest of a comparison does without."""
 
 import itertools
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ _TOLERANCE = 1e-6  # float32 rounding of a share; one image of 30,000 is 3e-5
 
 
 def check_figures(runs: Sequence[Run]) -> None:
-    """Refuse with a ValueError results whose figures are not those of their predictions."""
+    """Raise a ValueError for results whose figures do not follow from their predictions."""
     for run in runs:
         for (split, found), rule, subset in itertools.product(run.tested.items(), RULES, SUBSETS):
             labels = np.where(found.counted(rule, subset), found.labels[rule], -1)

@@ -23,7 +23,7 @@ PAPER: dict[str, dict[Split, str]] = {
 
 
 class Report:
-    """What a comparison of tested classifiers with the arm named first says, apart from its figures."""
+    """What a comparison of tested classifiers reports, besides its figures. The arm named first is the baseline."""
 
     def __init__(self, runs: Sequence[Run], rule: Rule) -> None:
         self.runs, self.rule = runs, rule
@@ -42,7 +42,7 @@ class Report:
         self.warnings, self.notes = [sentence for _, sentence in find_confounders(runs)], self._notes()
 
     def json(self) -> str:
-        """Return every number, for programs."""
+        """Return every number in machine-readable form."""
         info = self.runs[0].info
         keys = ("run_id", "arm", "seed", "experiment", "starts")
         content = {
@@ -103,7 +103,7 @@ class Report:
             last = ["-", "-"] if d.mcnemar_p is None else [f"{d.only_second} / {d.only_first}", f"{d.mcnemar_p:.3g}"]
             rows.append([split, images, pair, seeds, f"{d.n:,}", *intervals, *last])
             said = self._verdict(d)["verdict"] or f"no verdict: {self.doubts[d.second]}."
-            if d.decides and (d.images == "all" or d.split == "test"):
+            if d.images == "all" or d.split == "test":
                 verdicts.append(f"- {split}, {SUBSET_TITLES[d.images]}, {pair}: {said}")
         title = f"## Difference in points on the same images, with 95 % interval of the paired bootstrap ({self.label})"
         return [title, markdown_table(rows), "\n".join(verdicts)]

@@ -2,7 +2,8 @@
 
 Two uncertainties are kept apart. *Over images*: another sample of faces would have given another accuracy (Wilson
 interval of one accuracy, paired bootstrap and McNemar's test of two). *Over seeds*: another training run would have
-given another network (t-intervals over at least two runs). Everything is deterministic.
+given another network (t-intervals over at least two runs, cut off where no accuracy can lie). Everything is
+deterministic.
 
 References:
     E. B. Wilson, Probable inference, the law of succession, and statistical inference, JASA 22, 1927.
@@ -70,20 +71,23 @@ def mcnemar_exact(only_first: int, only_second: int) -> float:
 
 
 def mean_t_interval(values: Sequence[float]) -> Estimate:
-    """Return the mean over at least two seeds with Student's t-interval."""
+    """Return the mean accuracy over at least two seeds with Student's t-interval, cut off at 0 and 1."""
     mean = float(np.mean(values))
     if np.ptp(values) == 0.0:  # scipy returns NaN
         return Estimate(mean, mean, mean)
     low, high = stats.ttest_1samp(values, 0.0).confidence_interval(CONFIDENCE)
-    return Estimate(mean, float(low), float(high))
+    return Estimate(mean, max(float(low), 0.0), min(float(high), 1.0))
 
 
 def welch_difference(first: Sequence[float], second: Sequence[float]) -> Estimate:
-    """Return mean(`second`) - mean(`first`) with Welch's t-interval: unequal spread, two seeds or more each."""
+    """Return mean(`second`) - mean(`first`) of accuracies with Welch's t-interval, cut off at -1 and 1.
+
+    Each side has at least two seeds; their spreads may differ.
+    """
     difference = float(np.mean(second) - np.mean(first))
     if np.ptp(first) == np.ptp(second) == 0.0:  # scipy returns NaN
         return Estimate(difference, difference, difference)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # one side without spread is no loss of precision
         low, high = stats.ttest_ind(second, first, equal_var=False).confidence_interval(CONFIDENCE)
-    return Estimate(difference, float(low), float(high))
+    return Estimate(difference, max(float(low), -1.0), min(float(high), 1.0))

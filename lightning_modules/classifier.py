@@ -19,8 +19,7 @@ from torchmetrics.classification import (
 )
 
 from datamodules.labels import CLASSES
-from lightning_modules.base import Task
-from lightning_modules.optimization import Optimization
+from lightning_modules.base import Optimization, Task
 from models.losses import multi_target_loss, soft_cross_entropy
 from models.resnet import Arch, resnet
 

@@ -13,8 +13,8 @@ import warnings
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_modules.base import Optimization
 from lightning_modules.generator import PUBLISHED, GeneratorTask, load_weights
-from lightning_modules.optimization import Optimization
 from models.dic import DIC
 from models.losses import HEATMAP_WEIGHT, dic_losses
 

@@ -16,8 +16,8 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
+from lightning_modules.base import Optimization
 from lightning_modules.generator import GeneratorTask
-from lightning_modules.optimization import Optimization
 from models.dic import DIC
 from models.light_cnn import LightCNN
 from models.losses import HEATMAP_WEIGHT, HourglassFeatures, adversarial_loss, dic_losses, perceptual_loss
@@ -34,8 +34,8 @@ class DICGANModule(GeneratorTask):
     Args:
         discriminator: its opponent, built for the size of the HR faces.
         initial_weights: run folder or checkpoint of the DIC stage.
-        perceptual: network whose feature maps are compared, for instance `models.losses.VGG19Features`; None takes the
-            generator's own hourglass, which knows faces and needs no file.
+        perceptual: network whose feature maps are compared, for instance `models.light_cnn.LightCNNFeatures`; None
+            takes the generator's own hourglass, which knows faces and needs no file.
         optimizer: for both networks.
         perceptual_weight: of the perceptual loss; 0 skips it.
         compile: have `torch.compile` translate the generator.

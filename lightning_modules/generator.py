@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from lightning_modules.base import Task
-from lightning_modules.optimization import Optimization
-from metrics.image_quality import psnr_rgb, psnr_y, ssim_rgb, ssim_y
+from lightning_modules.base import Optimization, Task
+from metrics.image_quality import psnr_y, ssim_y
 from metrics.landmarks import nme_interocular
 from models.dic import DIC, denormalise, normalise
 from models.heatmaps import HEATMAP_STRIDE, heatmaps_to_landmarks
@@ -23,7 +22,7 @@ from run_state.folder import find_checkpoint
 from storage.checkpoints import CheckpointError, read_checkpoint
 
 PUBLISHED = Optimization(lr=1e-4, schedule="multistep", milestones=(10_000, 20_000, 40_000, 80_000))
-QUALITY = {"psnr_y": psnr_y, "ssim_y": ssim_y, "psnr_rgb": psnr_rgb, "ssim_rgb": ssim_rgb}
+QUALITY = {"psnr_y": psnr_y, "ssim_y": ssim_y}
 LANDMARK_METRICS = {"nme_interocular": True, "nme_interocular_argmax": False}  # whether peaks are sub-pixel
 KINDS = {"initial_weights": DIC_KIND, "hourglass_weights": HOURGLASS_KIND}  # what each option takes
 

@@ -16,8 +16,8 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from lightning_modules.base import Optimization, check_end
 from lightning_modules.generator import LANDMARK_METRICS, PUBLISHED, FaceTask, decode
-from lightning_modules.optimization import Optimization, check_end
 from models.dic import normalise
 from models.heatmaps import HEATMAP_STRIDE, landmarks_to_heatmaps, upscale_heatmaps
 from models.hourglass import FeedbackHourglass

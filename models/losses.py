@@ -4,14 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, l1_loss, mse_loss
-from torchvision.models import VGG19_Weights, vgg19
 
-from models.dic import denormalise
 from models.hourglass import FeedbackHourglass
-from models.resnet import Normalised
 
-VGG_LAYERS = 35  # up to conv5_4, without its activation
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HEATMAP_WEIGHT = 0.1  # as published; the pixel loss has weight 1
 
 
@@ -76,15 +71,3 @@ class HourglassFeatures(nn.Module):
         feature = self.hourglass.pre_conv_block(image)  # B,C,H/4,W/4
         both = self.hourglass.hg(self.hourglass.compress_in(torch.cat((feature, feature), dim=1)))  # B,2C,H/4,W/4
         return [feature, both]
-
-
-class VGG19Features(nn.Module):
-    """conv5_4 of torchvision's VGG-19, before its activation; the weights are downloaded if they are not there yet."""
-
-    def __init__(self, pretrained: bool = True) -> None:
-        super().__init__()
-        layers = vgg19(weights=VGG19_Weights.IMAGENET1K_V1 if pretrained else None).features[:VGG_LAYERS]
-        self.net = Normalised(layers, IMAGENET_MEAN, IMAGENET_STD)
-
-    def forward(self, image: Tensor) -> Tensor:
-        return self.net(denormalise(image))

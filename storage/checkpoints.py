@@ -86,7 +86,7 @@ def _read_safetensors(path: Path) -> dict[str, object]:
 
 
 def safetensors_bytes(weights: Mapping[str, Tensor], metadata: Mapping[str, object]) -> bytes:
-    """What `read_checkpoint` reads back from a `.safetensors` file; `metadata` in JSON types."""
+    """Return the content of a `.safetensors` file that `read_checkpoint` reads back; `metadata` has JSON types."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
     texts = {"format": "pt"} | {name: json.dumps(value) for name, value in metadata.items()}
     return save(tensors, texts | {DIGEST: _digest(tensors, texts)})

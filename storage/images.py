@@ -1,4 +1,4 @@
-"""Pictures that are intact: Pillow takes missing rows of a PNG for black ones, and does not compare checksums."""
+"""Open intact pictures only: Pillow shows missing rows of a PNG as black and does not compare its checksums."""
 
 import io
 import struct
@@ -10,7 +10,7 @@ _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by the type of colour
 
 
 def open_image(content: bytes, formats: list[str] | tuple[str, ...]) -> Image.Image:
-    """Open a picture as Pillow does (which fails in any way at damaged bytes), without decoding it yet; check a PNG."""
+    """Open a picture with Pillow, which may raise anything for damaged bytes, without decoding it yet; check a PNG."""
     image = Image.open(io.BytesIO(content), formats=formats)
     if image.format == "PNG":
         check_png(content)

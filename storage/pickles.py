@@ -1,4 +1,4 @@
-"""Read pickles of plain data from people one does not know.
+"""Read pickles of plain data from untrusted sources.
 
 A pickle is a program: it may name any function of any module and call it. Admitting numpy's own constructors would not
 be safe either: their `__setstate__` believes what a file says about a dtype, so that 200 bytes make numpy read numbers

@@ -1,7 +1,7 @@
-"""Reading text that other programs and people wrote: from regular files only, and no more than it claims to be.
+"""Read text that other programs and people wrote, without trusting it.
 
-A named pipe in the place of a file would be waited for without end. YAML takes the later of two equal keys without a
-word, a few lines with aliases stand for gigabytes, and its C parser dies of deep nesting.
+A named pipe in place of a file would block forever. YAML silently keeps the last of two equal keys, a few lines of
+aliases expand to gigabytes, and the C parser crashes on deep nesting. All of these are refused.
 """
 
 import csv
@@ -20,7 +20,7 @@ _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def read_bytes(path: str | Path) -> bytes:
-    """Return the content of a regular file; a pipe or a device is a ValueError."""
+    """Return the content of a regular file; raise ValueError for a pipe or a device."""
     with open(path, "rb", opener=_open_at_once) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise ValueError(f"{path} is not a regular file")
@@ -32,12 +32,12 @@ def _open_at_once(path: str, flags: int) -> int:
 
 
 def read_text(path: str | Path) -> str:
-    """Return the text of a regular file; what is not UTF-8 is a ValueError, too."""
+    """Return the text of a regular file; raise ValueError for anything but UTF-8."""
     return read_bytes(path).decode()
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
-    """Return the mapping in a JSON or YAML file; anything else, or none, is a ValueError that names the file."""
+    """Return the mapping in a JSON or YAML file; raise a ValueError that names the file if there is none."""
     try:
         text = read_text(path)
         content = json.loads(text) if path.suffix == ".json" else parse_yaml(text)
@@ -49,7 +49,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
 
 
 def read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    """Return the columns and rows of a CSV file, without rows that were being written when the power went."""
+    """Return the columns and rows of a CSV file, without rows that a power failure cut short."""
     try:
         text = read_text(path)
         reader = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1], newline=""))
@@ -77,7 +77,7 @@ def csv_rows(path: Path) -> Iterator[tuple[str, list[str]]]:
 
 
 def parse_yaml(text: str) -> Any:
-    """Parse plain YAML, without what `check_yaml` refuses; a ValueError has the reason in one line."""
+    """Parse plain YAML that `check_yaml` accepts; a ValueError gives the reason in one line."""
     check_yaml(text)
     try:
         return yaml.safe_load(text)
@@ -86,7 +86,7 @@ def parse_yaml(text: str) -> Any:
 
 
 def check_yaml(text: str) -> None:
-    """Refuse YAML with a key twice in one mapping, that is too large or too deep, or that contains itself."""
+    """Refuse YAML that has a key twice in one mapping, is too large or too deep, or contains itself."""
     if len(text) > MAX_YAML_CHARACTERS:
         raise ValueError(f"the YAML has {len(text):,} characters, expected at most {MAX_YAML_CHARACTERS:,}")
     try:

@@ -1,10 +1,10 @@
-"""Errors of a machine that has too little of something, which neither the input nor the program is to blame for."""
+"""Recognise errors that neither the input nor the program is to blame for: the machine has run out of something."""
 
 import errno
 import re
 
 _CODES = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
-# PyTorch and its libraries say it in a RuntimeError.
+# PyTorch and its libraries raise a RuntimeError instead.
 _MEMORY = re.compile(
     "allocate memory|out of memory|bad_alloc|ALLOC_FAILED|could not create a primitive|killed by signal", re.IGNORECASE
 )

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from commands.libraries import keep_freed_memory
-from datamodules.faces.batches import complete_batch
+from datamodules.faces.datamodule import complete_batch
 from models.dic import DIC, SCALE, denormalise, normalise
 from models.heatmaps import HEATMAP_STRIDE
 from models.losses import dic_losses

@@ -75,7 +75,7 @@ def identify_files(root: Path) -> str:
 
 
 def _list(root: Path) -> list[os.DirEntry[str]]:
-    """Images and `.pts` files by name; a named pipe would never end."""
+    """Images and `.pts` files by name; reading a named pipe would block forever."""
     if not root.is_dir():
         raise ValueError(f"folder of faces not found: {root.resolve()}")
     suffixes = (*IMAGE_SUFFIXES, ".pts")

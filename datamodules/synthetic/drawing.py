@@ -1,7 +1,7 @@
 """Drawings of the heads of `shape` with their 68 exact landmarks.
 
 A face is painted from its own landmarks, and from other points of the head, on a canvas a few times larger than the
-image: the landmarks are exact. Reducing the canvas smooths the edges; then come one soft light, blur and noise.
+image: the landmarks are exact. Reducing the canvas smooths the edges; then come a soft light from one side, and noise.
 
 Lengths are in face units (see `shape`), points in canvas pixels, colours RGB in [0, 1].
 """
@@ -20,10 +20,15 @@ from datamodules.synthetic.shape import Points
 _MIN_CANVAS = 192  # pixels, so that lines keep their width in small images
 _SHIFT = 4  # fractional bits of OpenCV's coordinates
 
-_SKINS = np.array([[0.97, 0.82, 0.73], [0.90, 0.71, 0.58], [0.76, 0.56, 0.42], [0.55, 0.38, 0.28], [0.40, 0.27, 0.20]])
-_HAIRS = np.array([[0.07, 0.06, 0.06], [0.24, 0.15, 0.1], [0.45, 0.3, 0.17], [0.72, 0.56, 0.32], [0.6, 0.6, 0.6]])
-_IRISES = np.array([[0.2, 0.11, 0.06], [0.3, 0.19, 0.1], [0.28, 0.36, 0.26], [0.3, 0.42, 0.55]])
-_EYEBALL, _TEETH, _MOUTH, _TONGUE = np.array([[0.95] * 3, [0.93, 0.91, 0.86], [0.2, 0.06, 0.06], [0.72, 0.33, 0.32]])
+_COMPLEXIONS = np.array([  # skin, hair and iris
+    [[0.97, 0.82, 0.73], [0.72, 0.56, 0.32], [0.30, 0.42, 0.55]],
+    [[0.95, 0.78, 0.67], [0.45, 0.30, 0.17], [0.28, 0.36, 0.26]],
+    [[0.90, 0.71, 0.58], [0.60, 0.60, 0.60], [0.30, 0.19, 0.10]],
+    [[0.76, 0.56, 0.42], [0.24, 0.15, 0.10], [0.30, 0.19, 0.10]],
+    [[0.55, 0.38, 0.28], [0.07, 0.06, 0.06], [0.20, 0.11, 0.06]],
+    [[0.40, 0.27, 0.20], [0.07, 0.06, 0.06], [0.20, 0.11, 0.06]],
+])  # fmt: skip
+_EYEBALL, _TEETH, _MOUTH = np.array([[0.95, 0.95, 0.95], [0.93, 0.91, 0.86], [0.2, 0.06, 0.06]])
 
 
 def render_face(
@@ -59,18 +64,11 @@ class FaceCanvas:
         self.side, self.head, self.pose = side, head, pose
         self.unit = pose.scale * side  # one face unit in pixels
         self.down = np.array([-np.sin(pose.roll), np.cos(pose.roll)]) * self.unit
-        u = rng.random(18)
-        tone = u[0] ** 1.3 * (len(_SKINS) - 1.001)
-        self.skin = _SKINS[int(tone)] + tone % 1 * (_SKINS[int(tone) + 1] - _SKINS[int(tone)])
-        self.hair = _HAIRS[int(u[1] * (len(_HAIRS) if tone < 2 else 2))] * (0.7 + 0.5 * u[2])
-        self.iris = _IRISES[int(u[3] * (len(_IRISES) if tone < 1.5 else 2))]
-        self.lips = self.skin * np.array([0.93, 0.63, 0.63]) * (0.86 + 0.2 * u[4])
-        self.has_hair, self.has_long_hair = u[5] > 0.12, u[5] > 0.6
-        self.hairline = 0.72 + 0.24 * u[6]
-        self.brow_width = 0.05 + 0.03 * u[7]
-        self.light = (0.2 + 0.5 * u[8]) * np.array([np.sin(3 * u[9] - 1.5), -np.cos(3 * u[9] - 1.5)])
-        self.exposure = 0.75 + 0.35 * u[10]
-        backdrop = (0.25 + 0.5 * u[11:17].reshape(2, 3)) * (0.4 + 0.6 * u[17])  # top and bottom
+        self.skin, self.hair, self.iris = rng.choice(_COMPLEXIONS) * rng.uniform(0.85, 1.1)
+        self.lips = self.skin * np.array([0.93, 0.63, 0.63])
+        self.has_long_hair = rng.random() < 0.4
+        self.light = rng.uniform(-0.7, 0.7)  # how much brighter the right edge of the image is than the left one
+        backdrop = rng.uniform(0.25, 0.6, (2, 3))  # top and bottom
         self.pixels = cv2.resize(_bytes(backdrop)[:, None], (side, side), interpolation=cv2.INTER_LINEAR)
 
     def place(self, points: Sequence[Sequence[float]] | Points, depth: float) -> Points:
@@ -129,11 +127,9 @@ def _draw_head(face: FaceCanvas, p: Points) -> None:
     for ear in () if face.has_long_hair else face.place([[-0.97, 0.2], [0.97, 0.2]], -0.15):
         face.disc(ear, 0.16, face.skin * 0.88)
     face.fill(np.concatenate([smooth_curve(p[:17]), face.dome(1.0, skull, 0.02, 0.0)]), face.skin)
-    if face.has_hair:
-        line = -face.hairline
-        edge = [[-1.0, -0.1], [-0.9, -0.5], [-0.5, line], [0.0, line - 0.06], [0.5, line], [0.9, -0.5], [1.0, -0.1]]
-        top = face.dome(1.08, skull + 0.14, 0.1, -0.05)
-        face.fill(np.concatenate([top, smooth_curve(face.place(edge, 0.05))]), face.hair)
+    edge = [[-1.0, -0.1], [-0.9, -0.5], [-0.5, -0.84], [0.0, -0.9], [0.5, -0.84], [0.9, -0.5], [1.0, -0.1]]
+    top = face.dome(1.08, skull + 0.14, 0.1, -0.05)
+    face.fill(np.concatenate([top, smooth_curve(face.place(edge, 0.05))]), face.hair)
 
 
 def _draw_eye(face: FaceCanvas, eye: Points, brow: Points) -> None:
@@ -145,25 +141,24 @@ def _draw_eye(face: FaceCanvas, eye: Points, brow: Points) -> None:
     face.disc(centre, 0.095, face.iris, within=outline)
     face.disc(centre, 0.045, face.iris * 0.1, within=outline)
     face.disc(centre - 0.045 * face.down, 0.02, _EYEBALL, within=outline)
-    face.line(upper - 0.06 * face.down, face.skin * 0.72, 0.02)
     face.line(lower, face.skin * 0.5, 0.016)
     face.line(upper, face.skin * 0.22, 0.032)
     curve = smooth_curve(brow)
     taper = np.interp(np.linspace(0, 1, len(curve)), [0, 0.35, 1], [0.2, 0.5, 0.7])[:, None]
-    half = face.brow_width * taper * face.down
+    half = 0.065 * taper * face.down
     face.fill(np.concatenate([curve - half, (curve + half)[::-1]]), np.minimum(face.hair, face.skin * 0.5))
 
 
 def _draw_nose(face: FaceCanvas, p: Points) -> None:
     """Draw the shaded side, the base and the nostrils."""
-    face.fill(p[[27, 28, 29, 30, 33, 31 if face.light[0] > 0 else 35]], face.skin * 0.86)
+    face.fill(p[[27, 28, 29, 30, 33, 31 if face.light > 0 else 35]], face.skin * 0.86)
     face.line(smooth_curve(p[31:36]), face.skin * 0.6, 0.024)
     for wing, inner in ((31, 32), (35, 34)):
         face.disc(0.35 * p[wing] + 0.65 * p[inner], 0.035, face.skin * 0.35)
 
 
 def _draw_mouth(face: FaceCanvas, p: Points) -> None:
-    """Draw lips between the outer and the inner points; teeth and tongue where they part."""
+    """Draw lips between the outer and the inner points; teeth where they part."""
     top, bottom = smooth_curve(p[60:65]), smooth_curve(p[[64, 65, 66, 67, 60]])
     face.fill(np.concatenate([smooth_curve(p[48:55]), top[::-1]]), face.lips * 0.84)
     face.fill(np.concatenate([smooth_curve(p[[54, 55, 56, 57, 58, 59, 48]]), bottom[::-1]]), face.lips)
@@ -175,17 +170,12 @@ def _draw_mouth(face: FaceCanvas, p: Points) -> None:
         return
     inside = np.concatenate([top, bottom])
     face.fill(inside, _MOUTH)
-    face.disc(p[66] + 0.3 * (p[57] - p[66]), 0.14, _TONGUE, within=inside)
     face.fill(np.concatenate([top - opening, top[::-1] + min(0.45, 0.09 / gap) * opening]), _TEETH, within=inside)
 
 
 def _photograph(face: FaceCanvas, size: int, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
-    """Reduce the picture; add light from one side, exposure, blur and noise."""
-    blur, noise = rng.random(2)
+    """Reduce the picture; add light from one side, and noise."""
     image: npt.NDArray[Any] = cv2.resize(face.pixels, (size, size), interpolation=cv2.INTER_AREA).astype(np.float32)
-    x = ((np.arange(size, dtype=np.float32) + 0.5) / size - 0.5)[:, None]
-    y = x[:, None]
-    image *= face.exposure * (1 + face.light[0] * x + face.light[1] * y - 0.6 * (x**2 + y**2))
-    image = cv2.GaussianBlur(image, (0, 0), (0.001 + 0.005 * blur**3) * size)
-    image += (1 + 5 * noise**2) * rng.standard_normal((size, size, 1), np.float32)
+    image *= 1 + face.light * np.linspace(-0.5, 0.5, size, dtype=np.float32)[:, None]
+    image += 2 * rng.standard_normal((size, size, 1), np.float32)
     return np.asarray(image.round().clip(0, 255), np.uint8)

@@ -24,17 +24,14 @@ _PERSPECTIVE = 0.08  # how much larger one face unit nearer to the viewer looks
 
 @dataclass(frozen=True)
 class Head:
-    """A person. Lengths in face units; `eye_open` and `lip` are factors of the usual height."""
+    """A person; the defaults are the mean. Lengths in face units; `eye_open` and `lip` are factors of usual heights."""
 
     length: float = 1.62  # from the eyes to the chin
     jaw_power: float = 0.85  # below 1 a square jaw, 1 an ellipse
-    depth: float = 1.0
     eye_x: float = 0.42
     eye_width: float = 0.18
     eye_open: float = 1.0
-    eye_tilt: float = 0.0  # outer corner up
     brow_y: float = -0.29
-    brow_arch: float = 0.07
     nose_y: float = 0.78
     nose_width: float = 0.19
     mouth_y: float = 1.08
@@ -55,7 +52,7 @@ class Expression:
     corner_left: float = 0.0  # up
     corner_right: float = 0.0  # up
     stretch: float = 0.0  # wider mouth
-    jaw_drop: float = 0.0
+    jaw_drop: float = 0.0  # 0 or more, as are those below
     lip_raise: float = 0.0
     lip_press: float = 0.0
     nose_wrinkle: float = 0.0
@@ -73,64 +70,48 @@ class Pose:
     y: float = 0.5
 
 
-# Two ways to express each emotion at full intensity; a face shows one of them. The columns are Expression's fields.
+# Each emotion at full intensity, in the order of Expression's fields.
 _PROTOTYPES = {
     #             brow                  lid           corner        stretch  jaw   lip         nose
     #             inner  outer  pinch   upper  lower  left   right           drop  raise press wrinkle
-    "neutral":   [( 0.0,   0.0,  0.0,    0.0,   0.0,   0.0,   0.0,    0.0,  0.0,  0.0,  0.0, 0.0),
-                  ( 0.0,   0.0,  0.0,    0.0,   0.0,   0.0,   0.0,    0.0,  0.0,  0.0,  0.0, 0.0)],
-    "happiness": [( 0.0,   0.0,  0.0,   -0.15,  0.4,   0.15,  0.15,   0.18, 0.14, 0.05, 0.0, 0.0),
-                  ( 0.0,   0.0,  0.0,    0.0,   0.35,  0.14,  0.14,   0.16, 0.0,  0.0,  0.0, 0.0)],
-    "surprise":  [( 0.15,  0.15, 0.0,    0.7,   0.0,   0.0,   0.0,   -0.2,  0.36, 0.02, 0.0, 0.0),
-                  ( 0.17,  0.17, 0.0,    0.8,   0.0,   0.0,   0.0,   -0.16, 0.2,  0.0,  0.0, 0.0)],
-    "sadness":   [( 0.13, -0.07, 0.05,  -0.3,   0.0,  -0.13, -0.13,  -0.05, 0.0,  0.0,  0.0, 0.0),
-                  ( 0.11, -0.08, 0.04,  -0.5,   0.0,  -0.16, -0.16,   0.0,  0.0,  0.0,  0.0, 0.0)],
-    "anger":     [(-0.14,  0.0,  0.07,  -0.1,   0.3,  -0.05, -0.05,   0.0,  0.0,  0.0,  0.8, 0.0),
-                  (-0.14,  0.0,  0.07,   0.0,   0.3,   0.0,   0.0,    0.04, 0.17, 0.05, 0.0, 0.0)],
-    "disgust":   [(-0.09, -0.05, 0.03,  -0.3,   0.5,  -0.08, -0.08,   0.0,  0.0,  0.12, 0.0, 1.0),
-                  (-0.08, -0.05, 0.03,  -0.35,  0.5,  -0.06, -0.06,   0.0,  0.12, 0.11, 0.0, 1.0)],
-    "fear":      [( 0.16,  0.03, 0.07,   0.6,   0.0,  -0.06, -0.06,   0.2,  0.13, 0.0,  0.0, 0.0),
-                  ( 0.17,  0.02, 0.07,   0.55,  0.0,  -0.08, -0.08,   0.24, 0.06, 0.0,  0.0, 0.0)],
-    "contempt":  [( 0.0,   0.0,  0.0,   -0.25,  0.15,  0.15, -0.03,   0.0,  0.0,  0.0,  0.3, 0.0),
-                  ( 0.0,   0.0,  0.0,   -0.25,  0.15, -0.03,  0.15,   0.0,  0.0,  0.0,  0.3, 0.0)],
+    "neutral":    ( 0.0,   0.0,  0.0,    0.0,   0.0,   0.0,   0.0,    0.0,   0.0,  0.0,  0.0, 0.0),
+    "happiness":  ( 0.0,   0.0,  0.0,   -0.1,   0.4,   0.15,  0.15,   0.18,  0.12, 0.04, 0.0, 0.0),
+    "surprise":   ( 0.16,  0.16, 0.0,    0.75,  0.0,   0.0,   0.0,   -0.18,  0.3,  0.02, 0.0, 0.0),
+    "sadness":    ( 0.13, -0.07, 0.05,  -0.4,   0.0,  -0.15, -0.15,  -0.05,  0.0,  0.0,  0.0, 0.0),
+    "anger":      (-0.14,  0.0,  0.07,  -0.1,   0.3,  -0.05, -0.05,   0.0,   0.0,  0.0,  0.8, 0.0),
+    "disgust":    (-0.09, -0.05, 0.03,  -0.3,   0.5,  -0.07, -0.07,   0.0,   0.05, 0.12, 0.0, 1.0),
+    "fear":       ( 0.16,  0.03, 0.07,   0.6,   0.0,  -0.07, -0.07,   0.22,  0.1,  0.0,  0.0, 0.0),
+    "contempt":   ( 0.0,   0.0,  0.0,   -0.25,  0.15,  0.15, -0.03,   0.0,   0.0,  0.0,  0.3, 0.0),
 }  # fmt: skip
-
-# Standard deviations of the resting face, and how far each movement can go down: nothing closes further than shut.
-_RESTING_SPREAD = (0.02, 0.02, 0.012, 0.1, 0.08, 0.014, 0.014, 0.04, 0.012, 0.008, 0.1, 0.06)
-_LOWEST = (-1.0, -1.0, -1.0, -0.75, -1.0, -1.0, -1.0, -1.0, 0.0, 0.0, 0.0, 0.0)
-
-# Standard deviations of people from the mean head, in the order of Head's fields.
-_HEAD_SPREAD = (0.07, 0.07, 0.1, 0.018, 0.012, 0.14, 0.012, 0.025, 0.02, 0.04, 0.022, 0.03, 0.025, 0.16, 0.05)
 
 
 def sample_head(rng: np.random.Generator) -> Head:
-    """Draw a person."""
-    n = rng.standard_normal(len(_HEAD_SPREAD)).clip(-2.2, 2.2)
-    values = dict(zip(vars(Head()), astuple(Head()) + n * _HEAD_SPREAD, strict=True))
-    values["mouth_y"] += 0.03 * n[0] + 0.025 * n[9]  # with the chin and the nose
-    return Head(**values)
+    """Draw a person: every measure deviates from its mean by 5 % or so."""
+    mean = np.array(astuple(Head()))
+    return Head(*(mean * (1 + 0.05 * rng.standard_normal(mean.size).clip(-2, 2))))
 
 
 def sample_expression(emotion: str, intensity: float, rng: np.random.Generator) -> Expression:
     """Draw an individual expression of one of the eight emotions; intensity 0 (not visible) to 1 (full)."""
-    movements = np.array(_PROTOTYPES[emotion][rng.integers(2)])
-    gains = rng.uniform(0.75, 1.25, movements.size)
-    habits = rng.standard_normal(movements.size) * _RESTING_SPREAD
-    return Expression(*np.maximum(movements * intensity * gains + habits, _LOWEST))
+    movements = np.array(_PROTOTYPES[emotion])
+    movements *= intensity * rng.uniform(0.75, 1.25, movements.size)
+    movements += 0.015 * rng.standard_normal(movements.size)  # no face is quite at rest
+    movements[8:] = movements[8:].clip(min=0)
+    return Expression(*movements)
 
 
 def sample_pose(rng: np.random.Generator) -> Pose:
     """Draw a roughly frontal view."""
     n = rng.standard_normal(6).clip(-2.0, 2.0)
-    return Pose(*(np.array([0.0, 0.0, 0.0, 0.34, 0.5, 0.52]) + n * [0.22, 0.1, 0.09, 0.012, 0.015, 0.012]))
+    return Pose(*(astuple(Pose()) + n * [0.22, 0.1, 0.09, 0.012, 0.015, 0.012]))
 
 
 def face_landmarks(head: Head, expression: Expression) -> Points:
     """Return the 68 landmarks of an expression on a head, 68,3, in face units."""
     x, y = np.concatenate([part(head, expression) for part in (_jaw, _brows, _nose, _eyes, _mouth)]).T
-    lifted = np.column_stack([x, y, head.depth * (0.62 - 0.55 * x**2 - 0.12 * (y - 0.7) ** 2)])
-    lifted[27:31, 2] += head.depth * np.array([0.0, 0.08, 0.17, 0.27])
-    lifted[31:36, 2] += head.depth * np.array([0.05, 0.1, 0.13, 0.1, 0.05])
+    lifted = np.column_stack([x, y, (0.62 - 0.55 * x**2 - 0.12 * (y - 0.7) ** 2)])
+    lifted[27:31, 2] += np.array([0.0, 0.08, 0.17, 0.27])
+    lifted[31:36, 2] += np.array([0.05, 0.1, 0.13, 0.1, 0.05])
     lifted[36:48, 2] -= 0.04
     return lifted
 
@@ -152,7 +133,7 @@ def _jaw(head: Head, expression: Expression) -> Points:
 def _brows(head: Head, expression: Expression) -> Points:
     t = np.linspace(0.0, 1.0, 5)  # from the outer to the inner end
     x = 0.75 - 0.56 * t - expression.brow_pinch * t**2
-    arch = head.brow_arch * np.array([-0.6, 0.6, 0.9, 0.5, -0.1])
+    arch = np.array([-0.042, 0.042, 0.063, 0.035, -0.007])
     y = head.brow_y - arch - expression.brow_inner * t**1.5 - expression.brow_outer * (1 - t)
     left = np.column_stack([-x, y])
     return np.concatenate([left, (left * [-1, 1])[::-1]])
@@ -171,8 +152,7 @@ def _eyes(head: Head, expression: Expression) -> Points:
     upper = 0.09 * head.eye_open * (1 + expression.lid_upper)
     lower = 0.05 * head.eye_open * (1 - 0.7 * min(expression.lid_lower, 1.0))
     along = head.eye_width * np.array([-1.0, -0.34, 0.34, 1.0, 0.34, -0.34])
-    tilt = head.eye_tilt * np.array([-1.0, -0.4, 0.4, 1.0, 0.4, -0.4])
-    left = np.column_stack([along - head.eye_x, np.array([0.0, -upper, -upper, 0.02, lower, lower]) + tilt])
+    left = np.column_stack([along - head.eye_x, [0.0, -upper, -upper, 0.02, lower, lower]])
     return np.concatenate([left, (left * [-1, 1])[[3, 2, 1, 0, 5, 4]]])  # from the inner corner to the outer
 
 

@@ -61,7 +61,7 @@ DOUBTS: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "checkpoint replaced since": (
         lambda dic: (dic / "checkpoints" / "best.ckpt").write_bytes(b"later weights"),
         "checkpoint",
-        "has another checkpoint since it was tested on val, test; test again.",
+        "has changed since its test on val, test; test again.",
     ),
     "splits of different checkpoints": (
         lambda dic: edit(dic / "metrics_val.json", '"global_step": 80', '"global_step": 40'),

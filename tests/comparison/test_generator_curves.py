@@ -56,8 +56,8 @@ def test_best_and_last_values_name_their_batch(run: Path) -> None:
 
 
 def test_single_batches_are_averaged_and_few_points_stay() -> None:
-    steps, values = smooth((np.arange(1, 41), np.arange(40.0)), parts=4)
-    assert steps.tolist() == [5.5, 15.5, 25.5, 35.5] and values.tolist() == [4.5, 14.5, 24.5, 34.5]
+    steps, values = smooth((np.arange(1, 41), np.arange(40.0)))
+    assert steps.tolist() == [2 * n + 1.5 for n in range(20)] and values.tolist() == [2 * n + 0.5 for n in range(20)]
     assert [array.tolist() for array in smooth((np.array([7]), np.array([2.0])))] == [[7.0], [2.0]]
 
 

@@ -98,6 +98,14 @@ def test_welch_difference_by_hand() -> None:
     assert (estimate.low, estimate.high) == pytest.approx((-0.0015106860695064, 0.0227106860695061), abs=1e-12)
 
 
+def test_intervals_over_seeds_end_where_accuracies_end() -> None:
+    # Without the ends: 0.97 +- 12.706205 * 0.02, and 0.94 +- more than that.
+    assert mean_t_interval([0.95, 0.99]) == Estimate(0.97, pytest.approx(0.97 - 0.02 * 12.706205), 1.0)
+    assert mean_t_interval([0.0, 0.1]) == Estimate(0.05, 0.0, pytest.approx(0.05 + 0.05 * 12.706205))
+    assert welch_difference([0.01, 0.05], [0.95, 0.99]).high == 1.0
+    assert welch_difference([0.95, 0.99], [0.01, 0.05]).low == -1.0
+
+
 @pytest.mark.filterwarnings("error")
 def test_welch_difference_without_spread() -> None:
     assert welch_difference([0.5, 0.5], [0.75, 0.75]) == Estimate(0.25, 0.25, 0.25)

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from datamodules.labels import CLASSES
+from lightning_modules.base import Optimization
 from lightning_modules.classifier import EmotionClassifier
-from lightning_modules.optimization import Optimization
 from metrics.classification import classification_report
 from models.losses import multi_target_loss
 

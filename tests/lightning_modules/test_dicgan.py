@@ -16,8 +16,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits, l1_loss, mse_l
 from callbacks.weight_average import WeightAverage
 from commands.train import train
 from datamodules.faces.datamodule import FaceLandmarkDataModule
+from lightning_modules.base import Optimization
 from lightning_modules.dicgan import DICGANModule
-from lightning_modules.optimization import Optimization
 from models.dic import DIC, normalise
 from models.heatmaps import landmarks_to_heatmaps
 from models.hourglass import FeedbackHourglass

@@ -10,9 +10,9 @@ import torch
 from torch.nn.functional import mse_loss
 
 from datamodules.faces.datamodule import FaceLandmarkDataModule
+from lightning_modules.base import Optimization
 from lightning_modules.dic import DICModule
 from lightning_modules.hourglass import HourglassModule
-from lightning_modules.optimization import Optimization
 from metrics.landmarks import nme_interocular
 from models.dic import DIC, normalise
 from models.heatmaps import heatmaps_to_landmarks

@@ -11,8 +11,7 @@ from PIL import Image
 from torch.utils.data import default_collate
 
 from datamodules.faces.augmentation import LandmarkAugmentation, to_gray
-from datamodules.faces.batches import FaceDataset, complete_batch
-from datamodules.faces.datamodule import FaceLandmarkDataModule
+from datamodules.faces.datamodule import FaceDataset, FaceLandmarkDataModule, complete_batch
 from datamodules.faces.packed import FaceSet, pack_faces
 from datamodules.faces.splits import hold_out, photograph
 from datamodules.image_folder import digest_of

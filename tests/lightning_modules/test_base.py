@@ -12,8 +12,7 @@ import yaml
 from lightning import LightningDataModule
 from torch import nn
 
-from lightning_modules.base import Task
-from lightning_modules.optimization import Optimization
+from lightning_modules.base import Optimization, Task
 from tests.tiny_runs import REPOSITORY
 
 THOUSAND: Any = SimpleNamespace(estimated_stepping_batches=1000, max_epochs=10, max_steps=-1)
