@@ -5,7 +5,9 @@ To add one, write a subclass of `Upscaler` and name it in a configuration as `da
 
 import hashlib
 from abc import ABC, abstractmethod
-from functools import cached_property
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache, cached_property
 from typing import Literal
 
 import torch
@@ -56,8 +58,24 @@ def upscale_faces(upscaler: Upscaler, images: Tensor) -> Tensor:
     return large
 
 
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Keep GPUs from rounding the factors of products to TF32: the pixels are the same on all devices."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
 class InterpolationUpscaler(Upscaler):
-    """Interpolate as PyTorch does (`align_corners=False`; the bicubic kernel has a = -0.75), rounded to uint8."""
+    """Interpolate as PyTorch does (`align_corners=False`; the bicubic kernel has a = -0.75), rounded to uint8.
+
+    Along columns and rows in turn, as two products of matrices, which on a CPU takes a fraction of the time of
+    `torch.nn.functional.interpolate`. All sums of nearest and bilinear interpolation are exact in float32.
+    """
 
     def __init__(self, mode: Interpolation = "bilinear") -> None:
         self.mode = self.name = mode
@@ -66,7 +84,15 @@ class InterpolationUpscaler(Upscaler):
         return self.name
 
     def __call__(self, images: Tensor) -> Tensor:
-        return round_levels(F.interpolate(images.float(), scale_factor=SCALE, mode=self.mode))
+        rows, columns = (self._weights(side).to(images.device) for side in images.shape[2:])
+        with full_float32():
+            return round_levels(rows @ (images.float() @ columns.T))
+
+    @cache  # noqa: B019  (there are few sides, and upscalers live as long as the program)
+    def _weights(self, side: int) -> Tensor:
+        """Return what each of `side` pixels counts in each upscaled one, float32 8 side,side."""
+        impulses = torch.eye(side)[None, None]
+        return F.interpolate(impulses, size=(SCALE * side, side), mode=self.mode)[0, 0]
 
 
 class DICUpscaler(Upscaler):
@@ -128,7 +154,7 @@ class DICUpscaler(Upscaler):
         self.network.to(images.device)
         faces = (images.float() / 255).expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
         reduced = torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bfloat16")
-        with reduced, torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # float32 is the same everywhere
+        with reduced, full_float32():
             large = self.network.upscale(faces).float() * 255
         self.check_finite(large)
         return luma_bt601(large) if self.color == "gray" else large

@@ -16,7 +16,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from commands.train import train
 from datamodules.synthetic.writing import write_faces
-from datamodules.upscaled_cache import UpscaledCache
+from datamodules.upscaled_cache import FaceCache, UpscaledFaces
 from datamodules.upscalers import Upscaler
 from run_state.data_position import ResumableDataModule
 from tests.tiny_runs import config, generator_options
@@ -83,7 +83,7 @@ def test_a_cache_is_shared_out_without_overlap_or_gap(blocks: int, tmp_path: Pat
     """Each process begins with a block of its own; it goes on with those that it finds missing."""
     images = np.random.default_rng(0).integers(0, 256, (blocks, 1, 1), dtype=np.uint8)
     for rank in range(0, min(RANKS, blocks), 37):
-        cache = UpscaledCache(tmp_path / str(rank), images, OneFace(), block_size=1)
+        cache = FaceCache(tmp_path / str(rank), UpscaledFaces(images, OneFace()), size=8, block_size=1)
         with pytest.raises(KeyboardInterrupt):
             cache.fill(np.arange(blocks), torch.device("cpu"), rank, RANKS)
         assert {int(block.name[:5]) % RANKS for block in (tmp_path / str(rank)).glob("*.npy")} == {rank}

@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from datamodules.ferplus.augmentation import FaceAugmentation
-from datamodules.ferplus.dataset import Batch, FERPlusDataset, UpscaledOnTheFly
+from datamodules.ferplus.augmentation import Augmentation, FaceAugmentation, augment
+from datamodules.ferplus.dataset import Batch, FERPlusDataset
 from datamodules.ferplus.reading import FACE_SIZE
 from datamodules.ferplus.table import CACHE_FOLDER, FERPlusTable, describe, open_table
 from datamodules.labels import CLASSES, LabelMode, Split, argmax_labels
 from datamodules.synthetic import is_synthetic
-from datamodules.upscaled_cache import UpscaledCache
+from datamodules.upscaled_cache import FaceCache, UpscaledFaces
 from datamodules.upscalers import Interpolation, InterpolationUpscaler, Upscaler
 from models.dic import SCALE
 from run_state.data_position import ResumableDataModule
@@ -72,9 +72,9 @@ class FERPlusDataModule(ResumableDataModule):
         early_epochs: Number of epochs at `early_size`.
         num_workers: Processes that prepare batches, per device.
         augment: Change training images at random.
-        augmentation: The random changes.
+        augmentation: The random changes: a transform of albumentations, by default `FaceAugmentation`.
         seed: Seed of order, augmentation and drawn labels.
-        cache_dir: Where upscaled images are kept; by default beside the data.
+        cache_dir: Where images that are reduced, or upscaled by a generator, are kept; by default beside the data.
         test_split: The split that testing runs on.
     """
 
@@ -89,7 +89,7 @@ class FERPlusDataModule(ResumableDataModule):
         early_epochs: int = 0,
         num_workers: int = 2,
         augment: bool = True,
-        augmentation: FaceAugmentation | None = None,
+        augmentation: Augmentation | None = None,
         seed: int = 0,
         cache_dir: str | None = None,
         test_split: Split = "test",
@@ -109,6 +109,7 @@ class FERPlusDataModule(ResumableDataModule):
         self.cache_dir = Path(cache_dir) if cache_dir else Path(root) / CACHE_FOLDER / "upscaled"
         self.synthetic = is_synthetic(root)
         self.datasets: dict[str, FERPlusDataset] = {}
+        self._faces: dict[int, FaceCache | UpscaledFaces] = {}
 
     @cached_property
     def table(self) -> FERPlusTable:
@@ -122,15 +123,25 @@ class FERPlusDataModule(ResumableDataModule):
 
     @property
     def cache_folder(self) -> Path | None:
-        """Where the upscaled images are kept, or None if this upscaler's results are not."""
-        return self.cache_dir / f"{self.upscaler.fingerprint()}_{self.fingerprint}" if self.upscaler.cached else None
+        """Where the images are kept that training reads, or None if they are made on the fly."""
+        faces = self.faces_of(self.input_size)
+        return faces.folder if isinstance(faces, FaceCache) else None
 
     @cached_property
-    def upscaled(self) -> UpscaledCache | UpscaledOnTheFly:
+    def upscaled(self) -> FaceCache | UpscaledFaces:
         """The upscaled image of each row of `table`."""
-        if self.cache_folder is None:
-            return UpscaledOnTheFly(self.table.images, self.upscaler)
-        return UpscaledCache(self.cache_folder, self.table.images, self.upscaler)
+        faces = UpscaledFaces(self.table.images, self.upscaler)
+        return FaceCache(self._cache_folder(), faces, UPSCALED_SIZE) if self.upscaler.cached else faces
+
+    def faces_of(self, size: int) -> FaceCache | UpscaledFaces:
+        """Return the images of a size that training may read, of each row of `table`."""
+        if size not in self._faces:
+            folder = self._cache_folder(f"_{size}px")
+            self._faces[size] = self.upscaled if size == UPSCALED_SIZE else FaceCache(folder, self.upscaled, size)
+        return self._faces[size]
+
+    def _cache_folder(self, suffix: str = "") -> Path:
+        return self.cache_dir / f"{self.upscaler.fingerprint()}_{self.fingerprint}{suffix}"
 
     def check(self, command: str) -> None:
         """Refuse data or an upscaler that `command` (train, test or upscale) could not use."""
@@ -141,6 +152,8 @@ class FERPlusDataModule(ResumableDataModule):
         if not self.upscaler.cached:  # the cache checks what it is given
             self.upscaled[np.arange(1)]
         if command == "train":
+            if self.augmentation is not None:
+                augment(self.augmentation, np.zeros((8, 8, self.upscaler.channels), np.uint8), self.seed, 0, 0)
             self.setup("fit")
             self.make_loader(self.datasets["train"], training=True)  # refuses a batch larger than the data
             self.validation_images = len(self.datasets["val"])
@@ -175,9 +188,8 @@ class FERPlusDataModule(ResumableDataModule):
             self.table.names[rows].tolist(),
             rows,
             labels,
-            self.upscaled,
-            self.input_size,
-            self.early_size,
+            self.faces_of(self.input_size),
+            self.faces_of(self.early_size),
             early_epochs=self.early_epochs if training else 0,
             augmentation=self.augmentation if training else None,
             draw_label=training and self.label_mode == "probability",
@@ -195,12 +207,16 @@ class FERPlusDataModule(ResumableDataModule):
 
     def _make_loader(self, use: Split) -> DataLoader:
         # The cache is filled here, not in `setup`: by now the run is on record, and upscaling can take hours.
-        self.fill_cache(self.datasets[use].rows)
-        return self.make_loader(self.datasets[use], training=use == "train", collate_fn=dict)  # batches come whole
+        dataset = self.datasets[use]
+        self._fill(dataset.faces, dataset.rows)
+        if dataset.early_epochs:
+            self._fill(dataset.early_faces, dataset.rows)
+        return self.make_loader(dataset, training=use == "train", collate_fn=dict)  # batches come whole
 
     def predict_dataloader(self) -> list:
-        """Fill the cache with every image; there is nothing to predict."""
-        self.fill_cache(np.arange(len(self.table.names)))
+        """Fill the caches of a training with every image; there is nothing to predict."""
+        for size in {self.input_size, self.early_size if self.early_epochs else self.input_size}:
+            self._fill(self.faces_of(size), np.arange(len(self.table.names)))
         return []
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
@@ -209,12 +225,11 @@ class FERPlusDataModule(ResumableDataModule):
         white = levels.new_full((), 255, dtype=torch.float32)  # by a plain number a GPU would divide inexactly
         return batch | {"image": (levels / white).expand(-1, 3, -1, -1)}
 
-    def fill_cache(self, rows: np.ndarray) -> None:
-        """Upscale these rows of `table` on this process's device, if the results are kept."""
-        if isinstance(self.upscaled, UpscaledCache):
-            device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
-            rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-            self.upscaled.fill(rows, device, rank, world_size)
+    def _fill(self, faces: FaceCache | UpscaledFaces, rows: np.ndarray) -> None:
+        """Make what is kept of these rows, on this process's device."""
+        device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        faces.fill(rows, device, rank, world_size)
 
     def faces(self, split: Split, names: list[str]) -> np.ndarray:
         """Return the faces of these names as this arm upscales them, before any reduction: uint8 N,C,384,384."""
@@ -223,5 +238,5 @@ class FERPlusDataModule(ResumableDataModule):
             if name not in rows:
                 raise ValueError(f"{self.root}: the split {split!r} has no image named {name!r}")
         chosen = np.array([rows[name] for name in names])
-        self.fill_cache(chosen)
+        self._fill(self.upscaled, chosen)
         return self.upscaled[chosen]

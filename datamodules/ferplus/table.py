@@ -12,6 +12,7 @@ import io
 import os
 import warnings
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ CACHE_FOLDER = ".superfer_cache"
 _ARRAYS = ("names", "images", "votes", "split", "identity")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FERPlusTable:
     """Every named image of a data set."""
 
@@ -41,6 +42,7 @@ class FERPlusTable:
         """Return the row numbers of a split, ascending; none where the split has no images."""
         return np.flatnonzero(self.split == SPLITS.index(split))
 
+    @cache  # noqa: B019  (a program opens one table or two, and asks again and again)
     def labelled(self, split: Split, mode: LabelMode) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return the rows of a split, which of them the mode keeps (bool N), and their targets (float32 N,8)."""
         if split not in SPLITS:

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from datamodules import upscaled_cache
-from datamodules.upscaled_cache import UpscaledCache
+from datamodules.upscaled_cache import FaceCache, UpscaledFaces
 from datamodules.upscalers import Upscaler, UpscalerError
 
 COUNT, BLOCK = 22, 4  # six blocks, the last one of two images
 IMAGES = np.random.default_rng(0).integers(0, 256, (COUNT, 6, 6), dtype=np.uint8)
 EVERYTHING = np.arange(COUNT)
+SIZE = 48  # of what they are upscaled to
 CPU = torch.device("cpu")
 
 
@@ -48,8 +49,8 @@ def upscaled(rows: np.ndarray) -> np.ndarray:
     return IMAGES[rows].repeat(8, axis=1).repeat(8, axis=2)[:, None]
 
 
-def open_cache(folder: Path, upscaler: Upscaler | None = None, images: np.ndarray = IMAGES) -> UpscaledCache:
-    return UpscaledCache(folder, images, upscaler or Repeat(), BLOCK)
+def open_cache(folder: Path, upscaler: Upscaler | None = None, images: np.ndarray = IMAGES) -> FaceCache:
+    return FaceCache(folder, UpscaledFaces(images, upscaler or Repeat()), SIZE, BLOCK)
 
 
 def fill(folder: Path, rows: np.ndarray = EVERYTHING, key: str = "u1") -> list[int]:
@@ -129,7 +130,7 @@ def test_blocks_of_something_else_are_made_again(other: str, tmp_path: Path) -> 
     fill(tmp_path)
     upscaler, images = Repeat("u2" if other == "upscaler" else "u1"), IMAGES.copy()
     images[-1, -1, -1] ^= other == "images"
-    cache = UpscaledCache(tmp_path, images, upscaler, 11 if other == "block size" else BLOCK)
+    cache = FaceCache(tmp_path, UpscaledFaces(images, upscaler), SIZE, 11 if other == "block size" else BLOCK)
     with pytest.warns(UserWarning, match="damaged, or of another cache"):
         cache.fill(EVERYTHING, CPU)
     assert sum(upscaler.calls) == COUNT

@@ -14,7 +14,7 @@ from comparison.figures import upscaled_faces
 from comparison.reading import Run
 from datamodules.ferplus.augmentation import FaceAugmentation
 from datamodules.ferplus.datamodule import load_split
-from datamodules.ferplus.dataset import reduce_size
+from datamodules.upscaled_cache import reduce_size
 from datamodules.upscalers import InterpolationUpscaler, Upscaler
 from tests.datamodules.ferplus.ferplus_writers import face
 from tests.datamodules.ferplus.serving import Inverted, Rank, batches, module, same, served
@@ -118,10 +118,11 @@ def test_workers_change_nothing(tiny_ferplus: Path) -> None:
 
 def test_augmentation_is_a_function_of_seed_epoch_and_index(tiny_ferplus: Path) -> None:
     def image(epoch: int, index: int, split: str = "train", **arguments: Any) -> Tensor:
-        return module(tiny_ferplus, **arguments).datasets[split].__getitems__([(epoch, index)])["image"][0]
+        loader = getattr(module(tiny_ferplus, **arguments), f"{split}_dataloader")()
+        return loader.dataset.__getitems__([(epoch, index)])["image"][0]
 
     one = image(2, 5)
-    dataset = module(tiny_ferplus).datasets["train"]
+    dataset: Any = module(tiny_ferplus).train_dataloader().dataset
     assert torch.equal(dataset.__getitems__([(0, 3), (2, 5), (1, 5)])["image"][1], one)
     assert not torch.equal(image(3, 5), one)
     assert not torch.equal(image(2, 5, seed=1), one)

@@ -1,5 +1,6 @@
 """The data module and its cache: filled as far as needed, once, by whomever; never with what belongs to others."""
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from datamodules.ferplus.datamodule import FERPlusDataModule, load_split
-from datamodules.ferplus.dataset import reduce_size
+from datamodules.upscaled_cache import reduce_size
 from datamodules.upscalers import InterpolationUpscaler
 from tests.datamodules.ferplus.ferplus_writers import MIXED, Sample, face, votes, write_folders
 from tests.datamodules.ferplus.serving import Inverted, Rank, batches, module
@@ -31,15 +32,17 @@ def test_cached_upscaler_is_run_once_per_image(few: Path, tmp_path: Path) -> Non
     batches(module(few, upscaler=again, stage="test"), split="test")
     assert again.count == 0
     assert module(few, upscaler=Inverted(2)).cache_folder != folder
-    assert module(few).cache_folder is None
+    assert module(few, input_size=384).cache_folder is None
     elsewhere = module(few, upscaler=Inverted(), cache_dir=str(tmp_path / "other")).cache_folder
     assert elsewhere is not None
     assert elsewhere.parent == tmp_path / "other"
 
 
-def made(cache: Path) -> list[int]:
-    """Numbers of the blocks in the only cache of a folder."""
-    return sorted(int(path.name[:5]) for path in cache.glob("*/*.npy"))
+def made(cache: Path, size: int = 48) -> list[int]:
+    """Numbers of the blocks of one size in a folder."""
+    ending = f"_{size}px" if size < 384 else ""
+    folders = [folder for folder in cache.iterdir() if re.search(r"(_\d+px)?$", folder.name)[0] == ending]  # type: ignore[index]
+    return sorted(int(path.name[:5]) for folder in folders for path in folder.glob("*.npy"))
 
 
 def test_the_cache_is_filled_as_far_as_needed(blocks: Path, tmp_path: Path) -> None:
@@ -55,6 +58,27 @@ def test_the_cache_is_filled_as_far_as_needed(blocks: Path, tmp_path: Path) -> N
     assert torch.equal(
         batch["image"][-1:], module(blocks).on_after_batch_transfer({"image": reduce_size(expected, 48)}, 0)["image"]
     )
+
+
+def test_reduced_faces_are_kept_too(blocks: Path, tmp_path: Path) -> None:
+    """Bit by bit what upscaling and reducing gives; read without the images that they were made from."""
+    options: dict[str, Any] = {"cache_dir": str(tmp_path), "augment": False, "early_size": 32, "early_epochs": 1}
+    options |= {"batch_size": 100}
+    plain = module(blocks, **options)
+    (batch,) = batches(plain, split="val")
+    large = InterpolationUpscaler("bilinear")(torch.from_numpy(load_split(blocks, "val", "majority").images)[:, None])
+    assert torch.equal((batch["image"][:, :1] * 255).round().to(torch.uint8), reduce_size(large, 48)[batch["index"]])
+    plain.train_dataloader()
+    assert (made(tmp_path), made(tmp_path, 32), made(tmp_path, 384)) == ([0, 1], [0], [])
+    upscaler = Inverted()
+    data = module(blocks, upscaler=upscaler, **options)
+    data.train_dataloader()
+    full = tmp_path / f"inverted-1_{data.fingerprint}"
+    assert data.cache_folder == Path(f"{full}_48px") and upscaler.count == 128
+    shutil.rmtree(full)
+    again = Inverted()
+    module(blocks, upscaler=again, **options).train_dataloader()
+    assert again.count == 0
 
 
 def test_testing_on_another_split_fills_the_cache_for_that_split(blocks: Path, tmp_path: Path) -> None:
@@ -74,7 +98,7 @@ def test_each_rank_makes_its_own_blocks_first(blocks: Path, tmp_path: Path) -> N
         """Stops after the first block."""
 
         def __call__(self, images: Tensor) -> Tensor:
-            if made(cache):
+            if cache.is_dir() and made(cache, 384):
                 raise KeyboardInterrupt
             return super().__call__(images)
 
@@ -84,7 +108,7 @@ def test_each_rank_makes_its_own_blocks_first(blocks: Path, tmp_path: Path) -> N
         data.trainer = Rank(rank, 3)  # type: ignore[assignment]
         with pytest.raises(KeyboardInterrupt):
             data.predict_dataloader()
-        assert made(cache) == [rank]
+        assert made(cache, 384) == [rank]
 
 
 @pytest.mark.parametrize("other", ["generator", "data"])
