@@ -156,7 +156,7 @@ class SuperFERCLI(LightningCLI):
     def instantiate(self, follow_weights: bool = True) -> None:
         """Make module and data from the configuration; what has a checkpoint needs no weights to start from."""
         keep_freed_memory()
-        torch.set_float32_matmul_precision("high")
+        torch.backends.cuda.matmul.allow_tf32 = True  # and no shortcut on CPUs: their products stay float32
         config = self.config.clone()
         if not follow_weights:
             for name in INITIAL_WEIGHTS:

@@ -55,7 +55,7 @@ def upscale(args: Sequence[str] | None = None) -> Path | None:
         trainer.predict(cli.model, datamodule=cli.datamodule)  # the data module fills its cache on every device
     folder: Path | None = cli.datamodule.cache_folder
     if trainer.is_global_zero:
-        print(f"upscaled images: {folder}" if folder else f"{cli.datamodule.upscaler.name} needs no cache")
+        print(f"upscaled images: {folder}" if folder else f"{cli.datamodule.upscaler.name} at this size needs no cache")
     return folder
 
 
