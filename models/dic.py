@@ -61,12 +61,23 @@ def attention_maps(heatmaps: Tensor) -> Tensor:
     return torch.stack([scaled[:, start:stop].sum(dim=1) for start, stop in PARTS_68.values()], dim=1)
 
 
+class PReLU(nn.PReLU):
+    """PReLU that overwrites its input unless a gradient needs it, which PyTorch's cannot: it halves the memory."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            return super().forward(x)
+        for rows in x.split(32, dim=2):
+            rows.copy_(super().forward(rows))
+        return x
+
+
 def _conv(in_channels: int, out_channels: int, kernel: int, stride: int = 1, padding: int = 0) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(in_channels, out_channels, kernel, stride, padding), nn.PReLU())
+    return nn.Sequential(nn.Conv2d(in_channels, out_channels, kernel, stride, padding), PReLU())
 
 
 def _deconv(channels: int, kernel: int, stride: int, padding: int) -> nn.Sequential:
-    return nn.Sequential(nn.ConvTranspose2d(channels, channels, kernel, stride, padding), nn.PReLU())
+    return nn.Sequential(nn.ConvTranspose2d(channels, channels, kernel, stride, padding), PReLU())
 
 
 class Merge(nn.Sequential):
@@ -77,11 +88,11 @@ class Merge(nn.Sequential):
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__(nn.Conv2d(in_channels, out_channels, 1), nn.PReLU())
+        super().__init__(nn.Conv2d(in_channels, out_channels, 1), PReLU())
 
     def forward(self, parts: Sequence[Tensor]) -> Tensor:  # type: ignore[override]
         """Feature maps B,C,y,x, whose C add up to in_channels -> B,out_channels,y,x."""
-        weight, bias, slope = self.parameters()
+        weight, bias, _ = self.parameters()
         batch, _, height, width = parts[0].shape
         pixels = [part.movedim(1, -1).flatten(0, -2) for part in parts]  # Byx,C: views if memory is channels_last
         dtype = parts[0].dtype  # autocast skips operations in place
@@ -89,7 +100,7 @@ class Merge(nn.Sequential):
         total = torch.addmm(bias.to(dtype), pixels[0], matrices[0])
         for values, matrix in zip(pixels[1:], matrices[1:], strict=True):
             total.addmm_(values, matrix)
-        return F.prelu(total.view(batch, height, width, -1).movedim(-1, 1), slope)
+        return self[1](total.view(batch, height, width, -1).movedim(-1, 1))
 
 
 class GroupedResidual(nn.Module):
@@ -99,7 +110,7 @@ class GroupedResidual(nn.Module):
         super().__init__()
         self.res = nn.Sequential(
             nn.Conv2d(channels, channels, 3, padding=1, groups=NUM_PARTS),
-            nn.LeakyReLU(0.2),
+            nn.LeakyReLU(0.2, inplace=True),
             nn.Conv2d(channels, channels, 3, padding=1, groups=NUM_PARTS),
         )
 
@@ -113,7 +124,7 @@ class AttentiveFusion(nn.Module):
     def __init__(self, num_features: int, num_blocks: int) -> None:
         super().__init__()
         channels = NUM_PARTS * num_features
-        self.conv_in = nn.Sequential(nn.Conv2d(num_features, channels, 1), nn.LeakyReLU(0.2))
+        self.conv_in = nn.Sequential(nn.Conv2d(num_features, channels, 1), nn.LeakyReLU(0.2, inplace=True))
         self.resnet = nn.Sequential(*(GroupedResidual(channels) for _ in range(num_blocks)))
 
     def forward(self, x: Tensor, attention: Tensor) -> Tensor:
@@ -199,7 +210,7 @@ class DIC(nn.Module):
         check_size("num_groups", num_groups, 1, 32)
         check_size("num_fusion_blocks", num_fusion_blocks, 0, 64)
         self.num_steps = num_steps
-        self.conv_in = nn.Sequential(nn.Conv2d(3, 4 * num_features, 3, padding=1), nn.PReLU(), nn.PixelShuffle(2))
+        self.conv_in = nn.Sequential(nn.Conv2d(3, 4 * num_features, 3, padding=1), PReLU(), nn.PixelShuffle(2))
         self.first_block = FeedbackBlock(num_features, num_features, num_groups)
         self.block = GuidedFeedbackBlock(num_features, num_groups, num_fusion_blocks)
         self.out = _deconv(num_features, 8, stride=4, padding=2)
