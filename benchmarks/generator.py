@@ -111,7 +111,7 @@ def training(net: DIC) -> Callable[[], None]:
 
 
 def _is_plain(net: DIC) -> bool:
-    return not net.conv_in[0].weight.is_contiguous(memory_format=torch.channels_last)
+    return not net.get_parameter("conv_in.0.weight").is_contiguous(memory_format=torch.channels_last)
 
 
 def gigabytes(make: Callable[[], DIC], work: Callable[..., Callable[[], object]], *arguments: object) -> float:
