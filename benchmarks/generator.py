@@ -5,7 +5,7 @@
 Plain is what the authors' code does: float32, PyTorch's default memory format, features concatenated before they are
 convolved, the hourglass run at every step, every activation kept for the backward pass. Both have the same weights, and
 run in turn in one process, with the same threads and malloc settings; the ratios are ours to plain, below 1 is less.
-Memory is measured in processes of their own: it is what a pass or a step needs on top of the network's weights.
+Memory is what a pass or a step needs on top of the network's weights, in a process of its own.
 """
 
 import argparse
@@ -16,6 +16,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from types import MethodType
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,7 @@ from models.dic import DIC, SCALE, FeedbackBlock, Merge, denormalise, normalise
 from models.losses import HEATMAP_WEIGHT, dic_losses
 from tests.models.hash_weights import published_weights
 
+Result = TypeVar("Result")
 LR_SIDES = (16, 48)  # pixels
 TRAINING_SIDE, BATCH = 16, 4
 
@@ -114,17 +116,16 @@ def _is_plain(net: DIC) -> bool:
     return not net.get_parameter("conv_in.0.weight").is_contiguous(memory_format=torch.channels_last)
 
 
-def gigabytes(make: Callable[[], DIC], work: Callable[..., Callable[[], object]], *arguments: object) -> float:
-    """Return by how much the memory of a new process rises while it does some work for the first time."""
+def apart(function: Callable[..., Result], *arguments: object) -> Result:
+    """Call a function in a new process, whose memory nothing has used before."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(_rise, torch.get_num_threads(), make, work, *arguments).result()
+        pool.submit(torch.set_num_threads, torch.get_num_threads()).result()
+        pool.submit(keep_freed_memory).result()
+        return pool.submit(function, *arguments).result()
 
 
-def _rise(
-    threads: int, make: Callable[[], DIC], work: Callable[..., Callable[[], object]], *arguments: object
-) -> float:
-    torch.set_num_threads(threads)
-    keep_freed_memory()
+def gigabytes(make: Callable[[], DIC], work: Callable[..., Callable[[], object]], *arguments: object) -> float:
+    """Return by how much the memory of this process rises while it does some work for the first time."""
     run = work(make(), *arguments)
     before = _memory("VmRSS")
     run()
@@ -141,30 +142,40 @@ def _memory(field: str) -> int:
 
 def compare_memory(work: Callable[..., Callable[[], object]], *arguments: object) -> dict[str, float]:
     """Return the memory that some work needs, in GB, and the ratio."""
-    needed = {make.__name__: gigabytes(make, work, *arguments) for make in (ours, plain)}
+    needed = {make.__name__: apart(gigabytes, make, work, *arguments) for make in (ours, plain)}
     return {f"{name}_gb": value for name, value in needed.items()} | {
         "ratio": round(needed["ours"] / needed["plain"], 3)
     }
 
 
+def compare_upscaling(side: int, rounds: int) -> dict[str, object]:
+    """Compare the time and the result of upscaling one face of side x side."""
+    net, authors = ours(), plain()
+    runs = {
+        PLAIN: upscaling(authors, side),
+        "float32": upscaling(net, side),
+        "bfloat16": upscaling(net, side, bfloat16=True),
+    }
+    exact, float32, bfloat16 = (run() for run in runs.values())
+    return in_turn(runs, rounds) | {
+        "largest_difference_float32": (float32 - exact).abs().max().item(),
+        "psnr_db_bfloat16_to_float32": round(-10 * (bfloat16 - float32).square().mean().log10().item(), 1),
+    }
+
+
+def compare_training(rounds: int) -> dict[str, object]:
+    """Compare the time of a training step."""
+    return dict(in_turn({PLAIN: training(plain()), "ours": training(ours())}, rounds))
+
+
 def measure(rounds: int) -> dict[str, object]:
     """Return the whole table."""
-    nets = {"ours": ours(), PLAIN: plain()}
     table: dict[str, object] = {}
     for side in LR_SIDES:
-        runs = {
-            PLAIN: upscaling(nets[PLAIN], side),
-            "float32": upscaling(nets["ours"], side),
-            "bfloat16": upscaling(nets["ours"], side, bfloat16=True),
-        }
-        exact, float32, bfloat16 = (run() for run in runs.values())
-        row: dict[str, object] = dict(in_turn(runs, rounds))
-        row["memory"] = compare_memory(upscaling, side)
-        row["largest_difference_float32"] = (float32 - exact).abs().max().item()
-        row["psnr_db_bfloat16_to_float32"] = round(-10 * (bfloat16 - float32).square().mean().log10().item(), 1)
-        table[f"upscaling {side} -> {SCALE * side}"] = row
-    steps = {name: training(net) for name, net in nets.items()}
-    table[f"training step, batch {BATCH}"] = in_turn(steps, rounds) | {"memory": compare_memory(training)}
+        times = apart(compare_upscaling, side, rounds)
+        table[f"upscaling {side} -> {SCALE * side}"] = times | {"memory": compare_memory(upscaling, side)}
+    steps = apart(compare_training, rounds)
+    table[f"training step, batch {BATCH}"] = steps | {"memory": compare_memory(training)}
     return table | {"settings": settings() | {"rounds": rounds}}
 
 
