@@ -18,6 +18,7 @@ from typing import Self
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from models.hourglass import FeedbackHourglass
 from models.loading import DIC_KIND, build_strictly, check_size, network_weights
@@ -62,10 +63,13 @@ def attention_maps(heatmaps: Tensor) -> Tensor:
 
 
 class PReLU(nn.PReLU):
-    """PReLU that overwrites its input unless a gradient needs it, which PyTorch's cannot: it halves the memory."""
+    """PReLU that, on a CPU, overwrites its input unless a gradient needs it; this halves the memory of an upscaling.
+
+    A few rows at a time stay in the cache: PyTorch's own PReLU cannot work in place.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or x.device.type != "cpu":
             return super().forward(x)
         for rows in x.split(8, dim=2):
             rows.copy_(super().forward(rows))
@@ -152,12 +156,15 @@ class FeedbackBlock(nn.Module):
         return self.project(self.compress_in((x,)))
 
     def project(self, x: Tensor) -> Tensor:
-        """Everything after `compress_in`: B,F,2h,2w -> B,F,2h,2w."""
+        """Everything after `compress_in`: B,F,2h,2w -> B,F,2h,2w.
+
+        A training repeats the up-projections on its way back: they are cheap beside what they would have to keep.
+        """
         low = [x]  # on 2h x 2w
         high: list[Tensor] = []  # on 16h x 16w: most of the cost of the network
         for group, (up, down) in enumerate(zip(self.upBlocks, self.downBlocks, strict=True)):
             dense = x if group == 0 else self.uptranBlocks[group - 1](low)
-            high.append(up(dense))
+            high.append(checkpoint(up, dense, use_reentrant=False, preserve_rng_state=False))
             dense = high[0] if group == 0 else self.downtranBlocks[group - 1](high)
             low.append(down(dense))
         return self.compress_out(low[1:])

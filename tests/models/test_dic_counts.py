@@ -51,7 +51,8 @@ def test_operations_of_an_upscaling(net: DIC, face: torch.Tensor) -> None:
     fusion = (STEPS - 1) * (1 + 2 * FUSIONS)
     images = 1 + 2 * STEPS
     assert calls.count["convolution"] == projections + fusion + images + (STEPS - 1) * HOURGLASS_CONVOLUTIONS
-    assert calls.count.total() <= 670
+    in_place = calls.count["_prelu_kernel"] + calls.count["copy_"]  # a few rows at a time
+    assert calls.count.total() - in_place <= 360
 
 
 @torch.no_grad()
@@ -66,7 +67,7 @@ def test_multiplications_of_an_upscaling(net: DIC, face: torch.Tensor) -> None:
 
 
 def test_a_training_keeps_no_copies_of_features(net: DIC, face: torch.Tensor) -> None:
-    """Of those on the fine grid, F,16h,16w: what a convolution and a PReLU read, once each."""
+    """Of those on the fine grid, F,16h,16w: what convolutions read, and what the PReLUs after the merges do."""
     fine = 4 * 256 * 256
     kept: dict[int, int] = {}
 
@@ -77,4 +78,4 @@ def test_a_training_keeps_no_copies_of_features(net: DIC, face: torch.Tensor) ->
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         net(normalise(face))
     assert max(kept.values()) == fine
-    assert sum(size == fine for size in kept.values()) == STEPS * (4 * GROUPS - 2)
+    assert sum(size == fine for size in kept.values()) == STEPS * (3 * GROUPS - 2)
