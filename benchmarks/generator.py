@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from benchmarks.timing import PLAIN, in_turn, settings
 from commands.libraries import keep_freed_memory
-from datamodules.faces.batches import complete_batch
+from datamodules.faces.datamodule import complete_batch
 from models.dic import DIC, SCALE, FeedbackBlock, Merge, denormalise, normalise
 from models.losses import HEATMAP_WEIGHT, dic_losses
 from tests.models.hash_weights import published_weights
