@@ -1,5 +1,7 @@
 """The private attributes of other packages that this project depends on: each in a function with a test of its own."""
 
+from typing import Any
+
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import WeightAveraging
@@ -40,4 +42,21 @@ def average_model(averaging: WeightAveraging) -> AveragedModel:
 
 def blend(averages: list[Tensor], weights: list[Tensor], share: float) -> None:
     """Set each average to `share` of itself and the rest of its weight, all tensors in one launch."""
-    torch._foreach_copy_(averages, torch._foreach_lerp(weights, averages, share))
+    copy(averages, torch._foreach_lerp(weights, averages, share))
+
+
+def copy(targets: list[Tensor], sources: list[Tensor] | tuple[Tensor, ...]) -> None:
+    """Copy each source into its target, in as few launches as their types allow."""
+    if targets:
+        torch._foreach_copy_(targets, sources)
+
+
+def group_of_hosts(strategy: Strategy) -> Any:
+    """Return a group of all ranks for tensors in main memory; called on every rank, a collective operation.
+
+    NCCL takes tensors on GPUs only, and a host that reads one waits for all that its GPU was given. The timeout is that
+    of the strategy.
+    """
+    if strategy.root_device.type == "cpu":
+        return torch.distributed.group.WORLD
+    return torch.distributed.new_group(backend="gloo", timeout=getattr(strategy, "_timeout", None))
