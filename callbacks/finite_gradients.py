@@ -82,7 +82,7 @@ class FiniteGradients(L.Callback):
         """Read what has not been read yet, in one copy from the device; describe the first norm that is not finite."""
         places, values = [place for place, _ in self._unread], [value for _, value in self._unread]
         self._unread = []
-        for place, (norm, loss) in zip(places, torch.stack(values).tolist() if values else [], strict=True):
+        for place, (norm, loss) in zip(places, torch.stack(values).cpu().tolist() if values else [], strict=True):
             if not math.isfinite(norm):
                 return f"the gradient's norm is {norm} in {place}: loss {loss:.4g}"
         return None
