@@ -54,8 +54,8 @@ def copy(targets: list[Tensor], sources: list[Tensor] | tuple[Tensor, ...]) -> N
 def group_of_hosts(strategy: Strategy) -> Any:
     """Return a group of all ranks for tensors in main memory; called on every rank, a collective operation.
 
-    NCCL takes tensors on GPUs only, and a host that reads one waits for all that its GPU was given. The timeout is that
-    of the strategy.
+    NCCL takes tensors on GPUs only, and a host that reads one waits for all that its GPU was given. Lightning has such a
+    group, too, for barriers, without a timeout; this one has the strategy's.
     """
     if strategy.root_device.type == "cpu":
         return torch.distributed.group.WORLD
