@@ -11,8 +11,12 @@ from torch.optim.swa_utils import AveragedModel
 
 
 def leave_signals_alone(trainer: L.Trainer) -> None:
-    """Keep Lightning from replacing the handlers of SIGTERM and SIGUSR1."""
+    """Keep Lightning from replacing the handlers of SIGTERM and SIGUSR1.
+
+    Nor need the ranks ask each other in every batch whether rank 0 had such a signal: their hosts wait for their GPUs.
+    """
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
 
 def realign_logged_steps(trainer: L.Trainer) -> None:
@@ -54,8 +58,8 @@ def copy(targets: list[Tensor], sources: list[Tensor] | tuple[Tensor, ...]) -> N
 def group_of_hosts(strategy: Strategy) -> Any:
     """Return a group of all ranks for tensors in main memory; called on every rank, a collective operation.
 
-    NCCL takes tensors on GPUs only, and a host that reads one waits for all that its GPU was given. Lightning has such a
-    group, too, for barriers, without a timeout; this one has the strategy's.
+    NCCL takes tensors on GPUs only, and a host that reads one waits for all that its GPU was given. Lightning makes
+    such a group, too, for barriers, without a timeout; this one has the strategy's.
     """
     if strategy.root_device.type == "cpu":
         return torch.distributed.group.WORLD

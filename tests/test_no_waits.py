@@ -15,6 +15,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from lightning.fabric.utilities.distributed import _InfiniteBarrier
 from lightning.pytorch.accelerators import Accelerator
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.strategies import SingleDeviceStrategy
@@ -145,6 +146,9 @@ def two_ranks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Have what a rank asks of the others be answered, and leave out what makes sense with numbers only."""
     torch.distributed.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
     monkeypatch.setattr(torch.distributed, "new_group", lambda **_: torch.distributed.group.WORLD)
+    monkeypatch.setattr(
+        _InfiniteBarrier, "__enter__", lambda barrier: barrier
+    )  # it would end the group that it is given
     monkeypatch.setattr("run_state.checkpoints.gather", lambda _, own: [own, own])
     monkeypatch.setattr(LatestCheckpoint, "_save", lambda *_: None)
     monkeypatch.setattr("callbacks.throughput._peak_memory", lambda _: 0.0)
@@ -171,8 +175,7 @@ def two_ranks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(Tensor, "__deepcopy__", copied)
     monkeypatch.setattr(nn.Parameter, "__deepcopy__", copied)
     yield
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    torch.distributed.destroy_process_group()
 
 
 def watched(arguments: list[str], folder: Path, precision: Any) -> PerBatch:
@@ -206,6 +209,7 @@ def watched(arguments: list[str], folder: Path, precision: Any) -> PerBatch:
                 LearningRateMonitor("step"),
             ],
         )
+        modes.enter_context(made.latest.preemption.listening(trainer))
         trainer.fit(cli.model, datamodule=cli.datamodule)
     return per_batch
 

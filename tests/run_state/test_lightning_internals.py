@@ -69,6 +69,17 @@ def test_handlers_stay(tmp_path: Path) -> None:
     assert look.seen is mine
 
 
+def test_ranks_do_not_ask_each_other_for_signals(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Lightning's loop calls this in every batch if there are several."""
+    asked: list[int] = []
+    monkeypatch.setattr(torch.distributed, "broadcast", lambda tensor, src: asked.append(src))
+    fit = trainer(tmp_path)
+    fit.fit_loop.epoch_loop._broadcast_sigterm_tensor()
+    internals.leave_signals_alone(fit)
+    fit.fit_loop.epoch_loop._broadcast_sigterm_tensor()
+    assert asked == [0]
+
+
 def test_unused_parameters_are_expected_unless_the_graph_is_static() -> None:
     for given, expected in (({}, True), ({"find_unused_parameters": False}, True), ({"static_graph": True}, None)):
         strategy = DDPStrategy(**given)
