@@ -15,7 +15,7 @@ from comparison.statistics import Estimate, Mean, difference, mean_of, wilson_in
 from datamodules.labels import CLASSES
 
 Arms = dict[str, list[Run]]
-ACCURACY = "accuracy"
+ACCURACY, FINAL_EPOCH = "accuracy", "accuracy after the final epoch"
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def _figures(first: Sequence[Run], second: Sequence[Run], split: Split, rule: Ru
             yield name, n, (a, b), None
         if split == "val" and rule == "majority":  # as validation during training counts
             a, b = (float(np.mean([_last(run.curves["val/acc"]) for run in runs])) for runs in (first, second))
-            yield "accuracy after the final epoch", n, (a, b), None
+            yield FINAL_EPOCH, n, (a, b), None
 
 
 def _macro_recall(report: dict[str, Any]) -> float:

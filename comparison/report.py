@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, astuple
 
 from comparison.confounders import find_confounders
-from comparison.measures import ACCURACY, Difference, group_by_arm, measure_accuracies, measure_differences
+from comparison.measures import ACCURACY, FINAL_EPOCH, Difference, group_by_arm, measure_accuracies, measure_differences
 from comparison.reading import Rule, Run
 from comparison.statistics import CONFIDENCE, Estimate
 from comparison.verdict import judge
@@ -97,7 +97,7 @@ class Report:
         main = self.differences[0].split
         by_line: dict[tuple[Split, str], dict[str, Difference]] = {}
         for d in self.differences:
-            if d.split == main or d.measure == ACCURACY:
+            if d.split == main or d.measure in (ACCURACY, FINAL_EPOCH):
                 by_line.setdefault((d.split, d.measure), {})[d.second] = d
         rows = [["split", "measure", "n", *self.arms, *(f"{arm} - {first}" for arm in others)]]
         for (split, measure), found in by_line.items():
@@ -154,7 +154,7 @@ def _as_json(difference: Difference) -> dict[str, object]:
 def _change(difference: Difference) -> str:
     """Return the difference with its interval, if there is any: a few images may all be answered alike."""
     mean = difference.mean
-    return _percent(mean.interval(), "+") if mean and mean.error else f"{100 * difference.value:+.2f}"
+    return _percent(mean.interval(), "+") if mean and mean.error else f"{100 * difference.value:+z.2f}"
 
 
 def _seeds(runs: Sequence[Run]) -> str:
@@ -162,5 +162,5 @@ def _seeds(runs: Sequence[Run]) -> str:
 
 
 def _percent(estimate: Estimate, sign: str = "") -> str:
-    value, low, high = (f"{100 * x:{sign}.2f}" for x in astuple(estimate))
+    value, low, high = (f"{100 * x:{sign}z.2f}" for x in astuple(estimate))
     return f"{value} [{low}, {high}]"

@@ -25,7 +25,7 @@ References:
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from scipy import optimize, stats
@@ -60,7 +60,7 @@ class Mean:
     value: float
     error: float
     degrees: float
-    covers: str
+    covers: Literal["seeds and images", "images"]
 
     def interval(self, confidence: float = CONFIDENCE) -> Estimate:
         """Return the value with its interval."""

@@ -76,8 +76,8 @@ def _claim(d: Difference, mean: Mean, margin: float, p_difference: float, p_equi
         return "equivalent", f"{_where(d)}, {same}: {signed} {size}."
     return "no difference shown", (
         f"{_where(d)}, no difference between {d.second} and {d.first} is shown: {signed} "
-        f"{_points(mean, CONFIDENCE, '+')}. This does not mean that there is none: a comparison of this size detects a "
-        f"true difference of {100 * mean.smallest_shown():.1f} points with {100 * POWER:.0f} % probability."
+        f"{_points(mean, CONFIDENCE, '+')}. This does not mean that there is none: a comparison of this size would "
+        f"detect a true difference of {100 * mean.smallest_shown():.1f} points with {100 * POWER:.0f} % probability."
     )
 
 
@@ -98,5 +98,5 @@ def _where(d: Difference) -> str:
 def _points(mean: Mean, confidence: float, sign: str, more: str = "") -> str:
     """Return a difference in points with its interval."""
     interval = mean.interval(confidence)
-    value, low, high = (f"{100 * x:{sign}.2f}" for x in (interval.value, interval.low, interval.high))
+    value, low, high = (f"{100 * x:{sign}z.2f}" for x in (interval.value, interval.low, interval.high))
     return f"{value} points ({100 * confidence:.0f} % interval {low} to {high}{more})"

@@ -122,8 +122,8 @@ SENTENCES = {
     (0.3, 0.3): (
         "no difference shown",
         "no difference between dic and bilinear is shown: dic - bilinear is +0.30 points (95 % interval -0.39 to "
-        "+0.99). This does not mean that there is none: a comparison of this size detects a true difference of 1.0 "
-        "points with 80 % probability.",
+        "+0.99). This does not mean that there is none: a comparison of this size would detect a true difference of "
+        "1.0 points with 80 % probability.",
     ),
 }
 
