@@ -65,6 +65,12 @@ def test_one_seed_is_students_test_over_images() -> None:
     assert (mean.p_zero(), mean.degrees) == (pytest.approx(expected.pvalue), 59)
 
 
+def test_two_shared_seeds_are_too_few_to_pair() -> None:
+    first, second = _crossed_data(2, 30, 0.3, 0.5, 0.4), _crossed_data(2, 30, 0.2, 0.5, 0.1)
+    mean = difference(first, second, same_seeds=True)
+    assert mean == difference(first, second, same_seeds=False) and mean.degrees >= 2
+
+
 @pytest.mark.parametrize("number", [0, 3, 4, 5])
 def test_relabelling_all_runs_gives_the_same_p_value(number: int) -> None:
     """A permutation test knows no distribution: where images add nothing, it sees what Student's t sees."""
