@@ -144,12 +144,14 @@ def test_one_seed_and_arms_that_differ_in_more_are_never_called_better() -> None
     assert verdict.sentence == "dic and bilinear are not comparable: the arms differ in model.depth."
 
 
-def test_several_arms_have_to_show_more_together() -> None:
-    alone = judge([measured("dic", 0.5, 0.2)], 0.005, {"dic": None})
-    both = judge([measured(arm, 0.5, 0.2) for arm in ("dic", "lanczos")], 0.005, {"dic": None, "lanczos": None})
-    assert [verdict.outcome for verdict in alone] == ["better"]
+@pytest.mark.parametrize(("value", "error", "outcome"), [(0.5, 0.2, "better"), (0.0, 0.25, "equivalent")])
+def test_several_arms_have_to_show_more_together(value: float, error: float, outcome: str) -> None:
+    (alone,) = judge([measured("dic", value, error)], 0.005, {"dic": None})
+    both = judge([measured(arm, value, error) for arm in ("dic", "lanczos")], 0.005, {"dic": None, "lanczos": None})
+    assert alone.outcome == outcome
     assert [(verdict.second, verdict.outcome) for verdict in both] == [
         ("dic", "no difference shown"),
         ("lanczos", "no difference shown"),
     ]
-    assert both[0].p_difference == pytest.approx(2 * (alone[0].p_difference or 0))
+    assert both[0].p_difference == pytest.approx(min(2 * (alone.p_difference or 0), 1))
+    assert both[0].p_equivalence == pytest.approx(min(2 * (alone.p_equivalence or 0), 1))
