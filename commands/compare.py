@@ -1,9 +1,9 @@
 """Compare tested classifiers, arm by arm.
 
-    superfer compare runs/bilinear/RUN runs/dic/RUN [--rule majority|argmax] [--output results]
+    superfer compare runs/bilinear/RUN runs/dic/RUN [--margin POINTS] [--rule majority|argmax] [--output results]
 
-Accuracies are recomputed from `predictions_{split}.csv`, several runs of one arm are its seeds, and `table.md`,
-`comparison.json`, `figure1.png` and `figure2.png` are written, once everything has worked.
+Accuracies are recomputed from `predictions_{split}.csv`, several runs of one arm are its seeds, and `table.md` with the
+verdict, `comparison.json`, `figure1.png` and `figure2.png` are written, once everything has worked.
 """
 
 from argparse import ArgumentError
@@ -26,15 +26,19 @@ def compare(args: list[str] | None = None) -> None:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="runs/<experiment>/<time>_s<seed>")
     parser.add_argument("--output", type=Path, default=Path("results"), metavar="DIR", help="default: results")
     parser.add_argument("--rule", choices=RULES, default="majority", help="which labels count; default: majority")
+    help_margin = "largest difference in accuracy, in points, that does not matter; to be fixed before; default: 0.5"
+    parser.add_argument("--margin", type=float, default=0.5, metavar="POINTS", help=help_margin)
     help_faces = "leave out figure1.png, which needs the data where the runs found it, and may fill the cache of an arm"
     parser.add_argument("--no-faces", action="store_true", help=help_faces)
     options = parser.parse_args(args)
     with refusals():
+        if not 0 < options.margin < 100:
+            raise ValueError(f"--margin is {options.margin}, expected more than 0 and less than 100 points")
         runs = read_runs(options.runs)
         from comparison.recomputing import check_figures  # loads PyTorch: not before the runs are found to fit
 
         check_figures(runs)
-        report = Report(runs, options.rule)
+        report = Report(runs, options.rule, options.margin / 100)
         files: dict[str, bytes | str] = {"comparison.json": report.json(), "table.md": report.markdown()}
         if report.shared_split and not options.no_faces:
             faces = draw_faces(report.arms, report.shared_split, options.rule, report.label, load_faces)
