@@ -17,7 +17,7 @@ import yaml
 from PIL import Image
 
 import superfer
-from benchmarks import generator
+from benchmarks import classifier, generator
 from commands import compare, export, prepare, synthetic, upload
 from commands.test import test as run_test
 from commands.train import train
@@ -96,9 +96,11 @@ def parse(name: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     elif name == "prepare":
         monkeypatch.setattr(prepare, "pack_faces", lambda *_: types.SimpleNamespace(summary=""))
         prepare.prepare(words)
-    elif name == "-m" and words[0] == "benchmarks.generator":
-        monkeypatch.setattr(generator, "measure", lambda _: {})
-        generator.main(words[1:])
+    elif name == "-m" and words[0] in ("benchmarks.generator", "benchmarks.classifier"):
+        benchmark = {"generator": generator, "classifier": classifier}[words[0].rpartition(".")[2]]
+        monkeypatch.setattr(benchmark, "measure", lambda _: {})
+        monkeypatch.setenv("WANDB_MODE", "disabled")  # which the latter sets
+        benchmark.main(words[1:])
     elif name == "upload":
         monkeypatch.setenv("WANDB_MODE", "offline")  # which the command changes
         monkeypatch.setattr(upload, "send", lambda _: None)
