@@ -143,7 +143,7 @@ def test_upscaled_faces_by_name(few: Path) -> None:
 
 @pytest.mark.parametrize("size", [48, 384])
 def test_an_epoch_opens_no_file(size: int, blocks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The blocks are mapped when the loader is made; thousands of processes that open files would stop a file server."""
+    """The blocks are mapped when the loader is made: thousands of processes would stop a file server."""
     data = module(blocks, upscaler=Inverted(), cache_dir=str(tmp_path), input_size=size, num_workers=0, batch_size=50)
     loader = data.train_dataloader()
     opened: list[Any] = []
