@@ -28,6 +28,7 @@ from commands.train import train
 from datamodules.ferplus import FERPlusDataModule
 from datamodules.synthetic.writing import write_ferplus
 from lightning_modules.classifier import EmotionClassifier
+from models.losses import soft_cross_entropy
 
 CONFIGS = ("configs/classifier/bilinear.yaml", "configs/classifier/reduced.yaml", "configs/hardware/cpu.yaml")
 BATCH, SIZES = 64, (96, 384)
@@ -86,7 +87,7 @@ def resident(root: Path, batches: int, precision: str) -> float:
         if number == WARM_UP + 1:
             start = time.perf_counter()
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
-            loss = module._loss(module(batch["image"]), batch["target"])
+            loss = soft_cross_entropy(module(batch["image"]), batch["target"], module.label_smoothing)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -136,6 +137,8 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--faces", type=int, default=2048)
     parser.add_argument("--precision", choices=("32-true", "bf16-mixed"), default="bf16-mixed")
     options = parser.parse_args(args)
+    if options.faces // BATCH < WARM_UP + 3:
+        parser.error(f"--faces is {options.faces}, expected at least {(WARM_UP + 3) * BATCH}")
     keep_freed_memory()
     os.environ["WANDB_MODE"] = "disabled"
     with redirect_stdout(sys.stderr):

@@ -34,7 +34,7 @@ TRAINING_SIDE, BATCH = 16, 4
 
 
 def published() -> DIC:
-    """Return the network of the published size with weights that anybody can compute."""
+    """Return the network of the published size with reproducible weights."""
     net = DIC()
     net.load_state_dict(published_weights())
     return net.to("cuda" if torch.cuda.is_available() else "cpu")

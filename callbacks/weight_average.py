@@ -32,6 +32,9 @@ class WeightAverage(WeightAveraging):
         self._blended: tuple[list[Tensor], list[Tensor]] = ([], [])
         self._copied: tuple[list[Tensor], list[Tensor]] = ([], [])
 
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        average_model(self).to(pl_module.device)  # it was made before the module was moved
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._step = trainer.global_step
         self._blended, self._copied = ([], []), ([], [])

@@ -6,6 +6,7 @@ Imports nothing that takes long, so that it is there before PyTorch is.
 
 import argparse
 import os
+import re
 import shlex
 import signal
 import sys
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 MAX_MESSAGE = 290  # characters, without "error: "
+_LOST_PEER = re.compile("gloo|NCCL|onnection (closed|reset)|onnection refused", re.IGNORECASE)
 _OF_LIGHTNING = "MisconfigurationException"  # what it refuses only when it starts
 _OF_THE_INPUT = (ValueError, OSError, ArgumentError, ImportError)  # the last: a setting needs a package
 
@@ -127,7 +129,7 @@ def finishing(trainer: "L.Trainer") -> Iterator[None]:
                 try:
                     yield
                 except RuntimeError as error:
-                    if latest.preemption.requested and trainer.world_size > 1:
+                    if latest.preemption.requested and _LOST_PEER.search(str(error)):
                         raise PreemptedError from error  # the signal has ended another process, which this waited for
                     raise
             exit_code = 0

@@ -37,7 +37,7 @@ def test(args: Sequence[str] | None = None) -> Path:
     options, overrides = parser.parse_known_args(args)
     with refusals():
         run, checkpoint = _find_tested(options.ckpt_path)
-        words = [*_ONE_DEVICE, f"--data.test_split={options.split}", *overrides]
+        words = [*_ONE_DEVICE, *overrides, f"--data.test_split={options.split}"]
         cli = SuperFERCLI("test", words, checkpoint.settings)
         if cli.config.trainer.fast_dev_run or cli.config.trainer.limit_test_batches is not None:
             raise ValueError("trainer.limit_test_batches and fast_dev_run leave images out; a test needs all of them")

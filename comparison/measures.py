@@ -70,7 +70,7 @@ def measure_accuracies(arms: Arms, rule: Rule) -> list[Accuracy]:
         right = {seed: row for seed, row in right.items() if row.size}
         for seed, row in right.items():
             found.append(Accuracy(arm, [seed], split, row.size, wilson_interval(int(row.sum()), row.size)))
-        if len(right) > 1:
+        if len(right) > 1 and found[-1].n > 1:
             mean = mean_of(np.array(list(right.values()))).interval()
             mean = Estimate(mean.value, max(mean.low, 0.0), min(mean.high, 1.0))
             found.append(Accuracy(arm, list(right), split, found[-1].n, mean))
@@ -97,9 +97,9 @@ _Measured = tuple[str, int, tuple[float, float], Mean | None]  # measure, n, val
 
 
 def _accuracies(first: Sequence[Run], second: Sequence[Run], split: Split, rule: Rule) -> Iterator[_Measured]:
-    """Compare how often two arms are right, on each group of images that has any."""
+    """Compare how often two arms are right, on each group of two images or more."""
     for name, of_rule, counted in _groups(first[0].tested[split], rule):
-        if n := int(counted.sum()):
+        if (n := int(counted.sum())) > 1:
             a, b = (np.array([run.tested[split].right(of_rule)[counted] for run in runs]) for runs in (first, second))
             same_seeds = [run.seed for run in first] == [run.seed for run in second]
             yield name, n, (float(a.mean()), float(b.mean())), difference(a, b, same_seeds)

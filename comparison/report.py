@@ -16,6 +16,8 @@ PAPER: dict[str, dict[Split, str]] = {
     "bilinear": {"train": "87.84", "val": "81.52", "test": "83.45"},
     "dic": {"train": "88.99", "val": "83.24", "test": "83.52"},
 }
+# Confounders in which arms do not differ, as the verdict puts them.
+_OF_ONE_RUN = {"status": "a run is not finished", "checkpoint": "the tested checkpoints do not belong together"}
 
 
 class Report:
@@ -112,7 +114,11 @@ class Report:
     def _doubt(self, arm: str) -> str | None:
         """Say why the comparison of an arm with the first gives no verdict on the upscaler; None if it gives one."""
         found = find_confounders([*next(iter(self.arms.values())), *self.arms[arm]])
-        return f"the arms differ in {', '.join(dict.fromkeys(what for what, _ in found))}" if found else None
+        whats = list(dict.fromkeys(what for what, _ in found))
+        doubts = [_OF_ONE_RUN[what] for what in whats if what in _OF_ONE_RUN]
+        differing = [what for what in whats if what not in _OF_ONE_RUN]
+        doubts += [f"the arms differ in {', '.join(differing)}"] if differing else []
+        return " and ".join(doubts) or None
 
     def _notes(self) -> list[str]:
         notes = [

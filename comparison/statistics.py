@@ -141,7 +141,7 @@ def crossed(parts: Sequence[np.ndarray]) -> tuple[Any, Any, Any]:
     rest = sum((w - s) / (k * (n - 1)) for w, s, k in zip(within, of_runs, counts, strict=True))
     seeds = np.where(seeds > 0, seeds, rest)  # few runs can be equally accurate by chance
     variance = seeds + np.maximum(images - rest, 0)
-    # Where one arm has fewer seeds, its degrees count for both: they are the ones that are missing.
+    # Use the smaller arm's degrees of freedom for both.
     degrees = len(parts) * (min(counts) - 1)
     ratio = np.divide(variance, seeds, out=np.full_like(variance, np.inf), where=seeds > 0)
     return per_image.mean(axis=-1), variance, np.minimum(degrees * ratio, max(n - 1, degrees))

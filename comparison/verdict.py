@@ -38,10 +38,8 @@ def judge(differences: Sequence[Difference], margin: float, doubts: Mapping[str,
         margin: the largest difference in [0, 1] that does not matter.
         doubts: by arm, why it cannot be compared with the first, or None.
     """
-    headlines: dict[str, tuple[Difference, Mean]] = {}
-    for d in differences:
-        if d.measure == ACCURACY and d.mean:
-            headlines.setdefault(d.second, (d, d.mean))
+    main = differences[0].split if differences else None
+    headlines = {d.second: (d, d.mean) for d in differences if d.split == main and d.measure == ACCURACY and d.mean}
     claims = [
         arm for arm, (d, _) in headlines.items() if not doubts[arm] and min(len(d.first_seeds), len(d.second_seeds)) > 1
     ]

@@ -16,7 +16,6 @@ import shutil
 import sys
 import warnings
 import zlib
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from datamodules.upscalers import Upscaler, UpscalerError, upscale_faces
 from models.dic import SCALE
 from models.resampling import round_levels
 from storage.atomic import remove_leftovers, write_atomically
+from storage.shortage import find_shortage
 
 _HINT = "cache_dir can name another place"
 _BATCH = 8  # faces upscaled and reduced together: 2.5 times as fast as 64 on one core
@@ -50,8 +50,11 @@ class UpscaledFaces:
     def fill(self, rows: np.ndarray, device: torch.device, rank: int = 0, world_size: int = 1) -> None:
         """Do nothing: nothing is kept."""
 
+    def release(self) -> None:
+        """Do nothing, either."""
+
     def make(self, rows: np.ndarray, device: torch.device) -> Tensor:
-        """Upscale on a device; what costs little on the CPU, where all machines round alike."""
+        """Upscale on a device; what costs little on the CPU, always: a cache is the same wherever it is filled."""
         faces = torch.from_numpy(self._images[rows])[:, None]
         return upscale_faces(self.upscaler, faces.to(device if self.upscaler.cached else "cpu")).cpu()
 
@@ -90,12 +93,17 @@ class FaceCache:
         if block in self._blocks:
             return True
         for path in self.folder.glob(f"{block:05d}-*.npy"):
-            with suppress(Exception):  # damaged headers make numpy raise almost anything
+            try:
                 array = np.load(path, mmap_mode="r") if path.is_file() else np.empty(0)  # a pipe would be waited for
                 shape = (len(self._rows(block)), *self.shape[1:])
                 if (array.dtype, array.shape, path) == (np.uint8, shape, self._path(block, array)):
                     self._blocks[block] = np.asarray(array)  # still mapped; indexing a memmap is ten times as slow
                     return True
+            except FileNotFoundError:
+                continue  # another process has just removed it
+            except Exception as error:  # damaged headers make numpy raise almost anything
+                if find_shortage(error) or getattr(error, "errno", None):  # which says nothing about the block
+                    raise
             if path.exists():  # otherwise another process has just removed it
                 warnings.warn(f"{path}: damaged, or of another cache; making the block again", stacklevel=3)
                 try:
@@ -140,13 +148,18 @@ class FaceCache:
         own = missing[rank::world_size]
         shuffled = np.random.default_rng().permutation(missing).tolist()  # unseeded: two jobs should start elsewhere
         images = sum(len(self._rows(block)) for block in missing)
-        shown: dict[str, Any] = {"desc": f"upscaling into {self.folder}", "unit": "image", "disable": rank != 0}
+        shown: dict[str, Any] = {"desc": f"filling {self.folder}", "unit": "image", "disable": rank != 0}
         shown["mininterval"] = 0.1 if sys.stderr.isatty() else 60.0  # in a file every update is a line
         with tqdm(total=images, **shown) as progress:
             for block in sorted(shuffled, key=lambda block: block not in own):
                 if not self._open(block):
                     self._make(block, device)
                 progress.update(len(self._rows(block)))
+        self.source.release()
+
+    def release(self) -> None:
+        """Close all blocks: each takes a file descriptor, of which a process may have a thousand."""
+        self._blocks.clear()
 
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
         """Return the images of filled rows, uint8 n,C,size,size."""

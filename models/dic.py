@@ -88,7 +88,7 @@ class Merge(nn.Sequential):
     """1x1 convolution and PReLU of several feature maps, as if they had been concatenated along their channels.
 
     The convolution of a concatenation is the sum of the convolutions of its parts. Summing them in place is faster than
-    copying the parts together, and a training keeps no copies.
+    copying the parts together, and training stores no copies.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
@@ -158,7 +158,7 @@ class FeedbackBlock(nn.Module):
     def project(self, x: Tensor) -> Tensor:
         """Everything after `compress_in`: B,F,2h,2w -> B,F,2h,2w.
 
-        A training repeats the up-projections on its way back: they are cheap beside what they would have to keep.
+        Recompute the up-projections in the backward pass: cheaper than storing their activations.
         """
         low = [x]  # on 2h x 2w
         high: list[Tensor] = []  # on 16h x 16w: most of the cost of the network

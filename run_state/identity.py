@@ -28,7 +28,7 @@ def _are_starts(value: Any) -> bool:
         return False
 
 
-_TEXT = (lambda value: isinstance(value, str), "a text")
+_TEXT = (lambda value: isinstance(value, str), "text")
 # What every run.json says: how to recognise it, and in words.
 _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "run_id": (lambda value: bool(re.fullmatch("[0-9a-f]{32}", str(value))), "32 hexadecimal digits"),
@@ -61,7 +61,10 @@ def original_of(folder: Path, record: dict[str, Any]) -> Path | None:
     original = folder.parent / record["folder"]  # absolute, but in runs of earlier versions only a name
     if not os.path.isfile(original / "run.json") or original.samefile(folder):
         return None
-    return original if read_record(original)["run_id"] == record["run_id"] else None
+    try:
+        return original if read_record(original)["run_id"] == record["run_id"] else None
+    except ValueError:  # a damaged original, for which the copy may have been kept
+        return None
 
 
 def detach_copy(folder: Path) -> None:

@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 def leave_signals_alone(trainer: L.Trainer) -> None:
     """Keep Lightning from replacing the handlers of SIGTERM and SIGUSR1.
 
-    Nor need the ranks ask each other in every batch whether rank 0 had such a signal: their hosts wait for their GPUs.
+    Also skip the broadcast of rank 0's SIGTERM flag in every batch, which makes every host wait for its GPU.
     """
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]

@@ -16,7 +16,7 @@ cv2.setNumThreads(1)  # the loader's workers are the parallelism; threads of the
 class FaceAugmentation(A.ImageOnlyTransform):
     """Rotate, scale, shift and mirror in one bilinear warp, change brightness and contrast by one lookup table.
 
-    The aspect ratio is kept. Beyond its border an image is continued by repetition. One warp and one table take a
+    The aspect ratio is kept. Border pixels are replicated. One warp and one table take a
     quarter of the time of separate transforms (docs/performance.md), and interpolate only once.
 
     Args:

@@ -133,6 +133,10 @@ class FERPlusDataModule(ResumableDataModule):
         faces = UpscaledFaces(self.table.images, self.upscaler)
         return FaceCache(self._cache_folder(), faces, UPSCALED_SIZE) if self.upscaler.cached else faces
 
+    @property
+    def _sizes(self) -> set[int]:
+        return {self.input_size, self.early_size} if self.early_epochs else {self.input_size}
+
     def faces_of(self, size: int) -> FaceCache | UpscaledFaces:
         """Return the images of a size that training may read, of each row of `table`."""
         if size not in self._faces:
@@ -153,7 +157,8 @@ class FERPlusDataModule(ResumableDataModule):
             self.upscaled[np.arange(1)]
         if command == "train":
             if self.augmentation is not None:
-                augment(self.augmentation, np.zeros((8, 8, self.upscaler.channels), np.uint8), self.seed, 0, 0)
+                for size in self._sizes:
+                    augment(self.augmentation, np.zeros((size, size, self.upscaler.channels), np.uint8), 0, 0, 0)
             self.setup("fit")
             self.make_loader(self.datasets["train"], training=True)  # refuses a batch larger than the data
             self.validation_images = len(self.datasets["val"])
@@ -189,7 +194,7 @@ class FERPlusDataModule(ResumableDataModule):
             rows,
             labels,
             self.faces_of(self.input_size),
-            self.faces_of(self.early_size),
+            self.faces_of(self.early_size) if self.early_epochs else self.faces_of(self.input_size),
             early_epochs=self.early_epochs if training else 0,
             augmentation=self.augmentation if training else None,
             draw_label=training and self.label_mode == "probability",
@@ -215,7 +220,7 @@ class FERPlusDataModule(ResumableDataModule):
 
     def predict_dataloader(self) -> list:
         """Fill the caches of a training with every image; there is nothing to predict."""
-        for size in {self.input_size, self.early_size if self.early_epochs else self.input_size}:
+        for size in self._sizes:
             self._fill(self.faces_of(size), np.arange(len(self.table.names)))
         return []
 

@@ -58,15 +58,16 @@ def _started_again(dic: Path, **facts: Any) -> None:
     (dic / "run.json").write_text(json.dumps(record | {"starts": [*record["starts"], again]}))
 
 
+CHECKPOINTS = "the tested checkpoints do not belong together"
 DOUBTS: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "checkpoint replaced since": (
         lambda dic: (dic / "checkpoints" / "best.ckpt").write_bytes(b"later weights"),
-        "checkpoint",
+        CHECKPOINTS,
         "has changed since its test on val, test; test again.",
     ),
     "splits of different checkpoints": (
         lambda dic: edit(dic / "metrics_val.json", '"global_step": 80', '"global_step": 40'),
-        "checkpoint",
+        CHECKPOINTS,
         "were not tested with one checkpoint: val at step 40, test at step 80; test again.",
     ),
     "tested in another precision": (
@@ -113,6 +114,7 @@ def test_arms_that_differ_in_more_than_the_upscaler_get_no_verdict(
     what: str, pair: tuple[Path, Path], tmp_path: Path
 ) -> None:
     change, subject, words = DOUBTS[what]
+    why = subject if subject == CHECKPOINTS else f"the arms differ in {subject}"
     change(pair[1])
     assert run_compare(tmp_path / "out", *pair) == 0
     report = report_of(tmp_path / "out")
@@ -122,7 +124,7 @@ def test_arms_that_differ_in_more_than_the_upscaler_get_no_verdict(
     assert verdict["outcome"] == "not comparable" and verdict["p_difference"] is None
     table = (tmp_path / "out" / "table.md").read_text()
     assert table.split("\n\n")[1] == f"**WARNING:** {warning}"
-    assert table.split("\n\n")[2] == f"**dic and bilinear are not comparable: the arms differ in {subject}.**"
+    assert table.split("\n\n")[2] == f"**dic and bilinear are not comparable: {why}.**"
 
 
 def test_a_start_that_reached_no_checkpoint_counts_for_nothing(pair: tuple[Path, Path], tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The cache of upscaled images: filled once, by whomever; what is damaged or of another cache is made again."""
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -230,3 +231,24 @@ def test_killed_fill_goes_on(tmp_path: Path) -> None:
     assert process.exitcode == -signal.SIGKILL
     assert len(blocks(tmp_path)) == 2
     assert len(fill(tmp_path)) == 4
+
+
+def test_a_shortage_does_not_cost_intact_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(tmp_path)
+    before = blocks(tmp_path)
+
+    def too_many_files(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(np, "load", too_many_files)
+    with pytest.raises(OSError, match="Too many open files"):
+        open_cache(tmp_path).fill(EVERYTHING, CPU)
+    assert blocks(tmp_path) == before
+
+
+def test_what_a_cache_was_made_from_is_closed(tmp_path: Path) -> None:
+    full = open_cache(tmp_path / "full")
+    reduced = FaceCache(tmp_path / "reduced", full, SIZE // 2, BLOCK)
+    descriptors = len(list(Path("/proc/self/fd").iterdir()))
+    reduced.fill(EVERYTHING, CPU)
+    assert len(list(Path("/proc/self/fd").iterdir())) - descriptors == len(blocks(tmp_path / "reduced"))
