@@ -6,7 +6,7 @@ Accuracies are recomputed from `predictions_{split}.csv`, several runs of one ar
 `comparison.json`, `figure1.png` and `figure2.png` are written, once everything has worked.
 """
 
-from argparse import ArgumentError
+from argparse import ArgumentError, Namespace
 from pathlib import Path
 
 import numpy as np
@@ -19,16 +19,21 @@ from comparison.report import Report
 from storage.atomic import write_atomically
 
 
-@orderly()
-def compare(args: list[str] | None = None) -> None:
-    """Parse the command line, compare, write the results."""
+def parse_options(args: list[str] | None) -> Namespace:
+    """Parse the command line; exit with code 2 if it is wrong."""
     parser = Parser(prog="superfer compare", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="runs/<experiment>/<time>_s<seed>")
     parser.add_argument("--output", type=Path, default=Path("results"), metavar="DIR", help="default: results")
     parser.add_argument("--rule", choices=RULES, default="majority", help="which labels count; default: majority")
     help_faces = "leave out figure1.png, which needs the data where the runs found it, and may fill the cache of an arm"
     parser.add_argument("--no-faces", action="store_true", help=help_faces)
-    options = parser.parse_args(args)
+    return parser.parse_args(args)  # type: ignore[no-any-return]
+
+
+@orderly()
+def compare(args: list[str] | None = None) -> None:
+    """Parse the command line, compare, write the results."""
+    options = parse_options(args)
     with refusals():
         runs = read_runs(options.runs)
         from comparison.recomputing import check_figures  # loads PyTorch: not before the runs are found to fit
