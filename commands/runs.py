@@ -126,8 +126,15 @@ def _differences(settings: Mapping[Path, Mapping[str, Any]]) -> dict[Path, str]:
             if not f"{name}.".startswith(tuple(f"{named}." for named in _NAMED))
             and any(other.get(name) != value for other in alike)
         ]
-        told[run] = " ".join(f"{name.replace('init_args.', '')}={own[name]}" for name in differing)
+        told[run] = " ".join(_setting(name, own[name]) for name in differing)
     return told
+
+
+def _setting(name: str, value: object) -> str:
+    """Return "data.upscaler.name=dic": without what config.yaml needs to build classes."""
+    if name.endswith(".class_path"):
+        name, value = name.removesuffix(".class_path"), str(value).rpartition(".")[2]
+    return f"{name.replace('init_args.', '')}={value}"
 
 
 def span(seconds: float | None) -> str:

@@ -95,10 +95,15 @@ class Runner:
         cells = [*self.done, *self._pending]
         width = max(len(cell.name) for cell in cells)
         for cell in sorted(cells, key=lambda cell: cell.name):
-            progress, left = self._progress[cell], span(self._expected_s(cell))
-            begun = f"goes on after epoch {progress.epochs}, " if progress and progress.epochs else ""
-            print(f"  {cell.name:<{width}}  {'done' if cell in self.done else f'{begun}{left}'}")
+            print(f"  {cell.name:<{width}}  {self._plan(cell)}")
         print(self._summary(), flush=True)
+
+    def _plan(self, cell: Cell) -> str:
+        if cell in self.done:
+            return "done"
+        progress, left = self._progress[cell], self._expected_s(cell)
+        what = f"to resume after epoch {progress.epochs}" if progress and progress.epochs else "to train"
+        return what if left is None else f"{what}, about {span(left)}" if left else "to test"
 
     def run(self) -> None:
         """Work until nothing is left to do; a signal or an error ends the processes first."""
