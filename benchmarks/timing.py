@@ -3,7 +3,7 @@
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,7 +14,7 @@ import torch
 PLAIN = "plain"
 
 
-def in_turn(runs: dict[str, Callable[[], object]], rounds: int) -> dict[str, dict[str, float]]:
+def in_turn(runs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, dict[str, float]]:
     """Run all once per round, each round in the reverse order of the one before; a first round does not count.
 
     Args:
@@ -25,7 +25,8 @@ def in_turn(runs: dict[str, Callable[[], object]], rounds: int) -> dict[str, dic
         For each, the median of its `seconds`, and the median, the lowest and the highest of its `ratio` to the plain
         one's time in the same round: below 1 is faster.
     """
-    names, seconds = list(runs), {name: [] for name in runs}
+    names = list(runs)
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(rounds + 1):
         for name in names:
             start = time.perf_counter()

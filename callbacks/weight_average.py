@@ -6,8 +6,9 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import WeightAveraging
+from torch import Tensor
 
-from run_state.lightning_internals import average_model, blend
+from run_state.lightning_internals import average_model, blend, copy
 
 
 class WeightAverage(WeightAveraging):
@@ -27,13 +28,20 @@ class WeightAverage(WeightAveraging):
             raise ValueError(f"decay is {decay}, expected 0 up to, but not including, 1")
         super().__init__()
         self.decay, self._step = decay, 0
-
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        # Made before the module was moved, the average would stay behind, and every batch copy all weights to it.
-        average_model(self).to(pl_module.device)
+        # Tensors of the average, and those in training that they are made of: in every batch the same.
+        self._blended: tuple[list[Tensor], list[Tensor]] = ([], [])
+        self._copied: tuple[list[Tensor], list[Tensor]] = ([], [])
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._step = trainer.global_step
+        self._blended, self._copied = ([], []), ([], [])
+        own = chain(pl_module.named_parameters(), pl_module.named_buffers())
+        average_module = average_model(self).module
+        averages = chain(average_module.parameters(), average_module.buffers())
+        for (name, weight), average in zip(own, averages, strict=True):
+            averaged = weight.is_floating_point() and not name.startswith(pl_module.not_averaged)  # type: ignore[arg-type]
+            for tensors, tensor in zip(self._blended if averaged else self._copied, (average, weight), strict=True):
+                tensors.append(tensor)
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
@@ -42,17 +50,8 @@ class WeightAverage(WeightAveraging):
         self._step = trainer.global_step
         before = trainer.global_step - 1
         share = min(self.decay, (1 + before) / (10 + before)) if before else 0.0
-        averages, weights = [], []
-        own = chain(pl_module.named_parameters(), pl_module.named_buffers())
-        average_module = average_model(self).module
-        averaged = chain(average_module.parameters(), average_module.buffers())
-        for (name, weight), average in zip(own, averaged, strict=True):
-            if weight.is_floating_point() and not name.startswith(pl_module.not_averaged):  # type: ignore[arg-type]
-                averages.append(average)
-                weights.append(weight)
-            else:
-                average.copy_(weight)
-        blend(averages, weights, share)
+        blend(*self._blended, share)
+        copy(*self._copied)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Do nothing yet: the checkpoint that is written at the end keeps the weights in training, too."""

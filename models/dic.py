@@ -11,12 +11,14 @@ F num_features, G num_groups. Recurrent features and heatmaps lie on the 2h x 2w
 Attribute names and indices inside the Sequentials are those of the authors' checkpoints, which load key by key.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from models.hourglass import FeedbackHourglass
 from models.loading import DIC_KIND, build_strictly, check_size, network_weights
@@ -60,12 +62,49 @@ def attention_maps(heatmaps: Tensor) -> Tensor:
     return torch.stack([scaled[:, start:stop].sum(dim=1) for start, stop in PARTS_68.values()], dim=1)
 
 
+class PReLU(nn.PReLU):
+    """PReLU that, on a CPU, overwrites its input unless a gradient needs it; this halves the memory of an upscaling.
+
+    A few rows at a time stay in the cache: PyTorch's own PReLU cannot work in place.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled() or x.device.type != "cpu":
+            return super().forward(x)
+        for rows in x.split(8, dim=2):
+            rows.copy_(super().forward(rows))
+        return x
+
+
 def _conv(in_channels: int, out_channels: int, kernel: int, stride: int = 1, padding: int = 0) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(in_channels, out_channels, kernel, stride, padding), nn.PReLU())
+    return nn.Sequential(nn.Conv2d(in_channels, out_channels, kernel, stride, padding), PReLU())
 
 
 def _deconv(channels: int, kernel: int, stride: int, padding: int) -> nn.Sequential:
-    return nn.Sequential(nn.ConvTranspose2d(channels, channels, kernel, stride, padding), nn.PReLU())
+    return nn.Sequential(nn.ConvTranspose2d(channels, channels, kernel, stride, padding), PReLU())
+
+
+class Merge(nn.Sequential):
+    """1x1 convolution and PReLU of several feature maps, as if they had been concatenated along their channels.
+
+    The convolution of a concatenation is the sum of the convolutions of its parts. Summing them in place is faster than
+    copying the parts together, and a training keeps no copies.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(nn.Conv2d(in_channels, out_channels, 1), PReLU())
+
+    def forward(self, parts: Sequence[Tensor]) -> Tensor:  # type: ignore[override]
+        """Feature maps B,C,y,x, whose C add up to in_channels -> B,out_channels,y,x."""
+        weight, bias, _ = self.parameters()
+        batch, _, height, width = parts[0].shape
+        pixels = [part.movedim(1, -1).flatten(0, -2) for part in parts]  # Byx,C: views if memory is channels_last
+        dtype = parts[0].dtype  # autocast skips operations in place
+        matrices = weight.flatten(1).t().to(dtype).split([part.shape[1] for part in parts])  # C,out_channels
+        total = torch.addmm(bias.to(dtype), pixels[0], matrices[0])
+        for values, matrix in zip(pixels[1:], matrices[1:], strict=True):
+            total.addmm_(values, matrix)
+        return self[1](total.view(batch, height, width, -1).movedim(-1, 1))
 
 
 class GroupedResidual(nn.Module):
@@ -75,7 +114,7 @@ class GroupedResidual(nn.Module):
         super().__init__()
         self.res = nn.Sequential(
             nn.Conv2d(channels, channels, 3, padding=1, groups=NUM_PARTS),
-            nn.LeakyReLU(0.2),
+            nn.LeakyReLU(0.2, inplace=True),
             nn.Conv2d(channels, channels, 3, padding=1, groups=NUM_PARTS),
         )
 
@@ -89,7 +128,7 @@ class AttentiveFusion(nn.Module):
     def __init__(self, num_features: int, num_blocks: int) -> None:
         super().__init__()
         channels = NUM_PARTS * num_features
-        self.conv_in = nn.Sequential(nn.Conv2d(num_features, channels, 1), nn.LeakyReLU(0.2))
+        self.conv_in = nn.Sequential(nn.Conv2d(num_features, channels, 1), nn.LeakyReLU(0.2, inplace=True))
         self.resnet = nn.Sequential(*(GroupedResidual(channels) for _ in range(num_blocks)))
 
     def forward(self, x: Tensor, attention: Tensor) -> Tensor:
@@ -105,27 +144,30 @@ class FeedbackBlock(nn.Module):
     def __init__(self, in_channels: int, num_features: int, num_groups: int) -> None:
         super().__init__()
         widths = [num_features * count for count in range(2, num_groups + 1)]
-        self.compress_in = _conv(in_channels, num_features, 1)
+        self.compress_in = Merge(in_channels, num_features)
         self.upBlocks = nn.ModuleList(_deconv(num_features, 12, 8, padding=2) for _ in range(num_groups))
         self.downBlocks = nn.ModuleList(_conv(num_features, num_features, 12, 8, padding=2) for _ in range(num_groups))
-        self.uptranBlocks = nn.ModuleList(_conv(width, num_features, 1) for width in widths)
-        self.downtranBlocks = nn.ModuleList(_conv(width, num_features, 1) for width in widths)
-        self.compress_out = _conv(num_groups * num_features, num_features, 1)
+        self.uptranBlocks = nn.ModuleList(Merge(width, num_features) for width in widths)
+        self.downtranBlocks = nn.ModuleList(Merge(width, num_features) for width in widths)
+        self.compress_out = Merge(num_groups * num_features, num_features)
 
     def forward(self, x: Tensor) -> Tensor:
         """B,in_channels,2h,2w -> B,F,2h,2w."""
-        return self.project(self.compress_in(x))
+        return self.project(self.compress_in((x,)))
 
     def project(self, x: Tensor) -> Tensor:
-        """Everything after `compress_in`: B,F,2h,2w -> B,F,2h,2w."""
+        """Everything after `compress_in`: B,F,2h,2w -> B,F,2h,2w.
+
+        A training repeats the up-projections on its way back: they are cheap beside what they would have to keep.
+        """
         low = [x]  # on 2h x 2w
         high: list[Tensor] = []  # on 16h x 16w: most of the cost of the network
         for group, (up, down) in enumerate(zip(self.upBlocks, self.downBlocks, strict=True)):
-            dense = x if group == 0 else self.uptranBlocks[group - 1](torch.cat(low, dim=1))
-            high.append(up(dense))
-            dense = high[0] if group == 0 else self.downtranBlocks[group - 1](torch.cat(high, dim=1))
+            dense = x if group == 0 else self.uptranBlocks[group - 1](low)
+            high.append(checkpoint(up, dense, use_reentrant=False, preserve_rng_state=False))
+            dense = high[0] if group == 0 else self.downtranBlocks[group - 1](high)
             low.append(down(dense))
-        return self.compress_out(torch.cat(low[1:], dim=1))
+        return self.compress_out(low[1:])
 
 
 class GuidedFeedbackBlock(FeedbackBlock):
@@ -137,7 +179,7 @@ class GuidedFeedbackBlock(FeedbackBlock):
 
     def forward(self, x: Tensor, hidden: Tensor, attention: Tensor) -> Tensor:  # type: ignore[override]
         """Features and hidden state B,F,2h,2w, attention B,5,2h,2w -> next hidden state B,F,2h,2w."""
-        fused = self.fusion_block(self.compress_in(torch.cat((x, hidden), dim=1)), attention)
+        fused = self.fusion_block(self.compress_in((x, hidden)), attention)
         return self.project(fused)
 
 
@@ -175,7 +217,7 @@ class DIC(nn.Module):
         check_size("num_groups", num_groups, 1, 32)
         check_size("num_fusion_blocks", num_fusion_blocks, 0, 64)
         self.num_steps = num_steps
-        self.conv_in = nn.Sequential(nn.Conv2d(3, 4 * num_features, 3, padding=1), nn.PReLU(), nn.PixelShuffle(2))
+        self.conv_in = nn.Sequential(nn.Conv2d(3, 4 * num_features, 3, padding=1), PReLU(), nn.PixelShuffle(2))
         self.first_block = FeedbackBlock(num_features, num_features, num_groups)
         self.block = GuidedFeedbackBlock(num_features, num_groups, num_fusion_blocks)
         self.out = _deconv(num_features, 8, stride=4, padding=2)

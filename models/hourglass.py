@@ -31,7 +31,7 @@ class Residual(nn.Module):
         middle = out_channels // 2
         self.conv_block = nn.Sequential(
             nn.Conv2d(in_channels, middle, 1),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             nn.Conv2d(middle, middle, 3, padding=1),  # the published block has no activation after this one
             nn.Conv2d(middle, out_channels, 1),
         )
@@ -71,7 +71,7 @@ class ConvReLU(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv_block = nn.Sequential(nn.Conv2d(channels, channels, 1), nn.ReLU())
+        self.conv_block = nn.Sequential(nn.Conv2d(channels, channels, 1), nn.ReLU(inplace=True))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv_block(x)
@@ -96,7 +96,7 @@ class FeedbackHourglass(nn.Module):
         quarter, half, full = num_features // 4, num_features // 2, num_features
         self.pre_conv_block = nn.Sequential(
             nn.Conv2d(3, quarter, 7, stride=2, padding=3),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             Residual(quarter, half),
             nn.MaxPool2d(2),
             Residual(half, half),

@@ -15,8 +15,8 @@ _PIXELS_TIMES_CHANNELS = 3 * 2**20
 def pixels_at_once(net: DIC) -> int:
     """Return how many LR pixels one pass should have: 65,536 for F 16 and G 1, 8,192 for the published network.
 
-    They need 3 GB of memory if the network is small and 8 GB if it has the published size. Most of that are features on
-    a grid of twice the size of the result: F channels for each of G groups, and two more in work.
+    They need about 3 GB of memory. Most of that are features on a grid of twice the size of the result: F channels for
+    each of G groups, and those in work.
     """
     return _PIXELS_TIMES_CHANNELS // (net.config["num_features"] * (net.config["num_groups"] + 2))
 

@@ -18,6 +18,7 @@ from lightning.pytorch.callbacks import Checkpoint, GradientAccumulationSchedule
 
 from run_state.folder import LATEST, PREVIOUS, checkpoints
 from run_state.identity import read_record, sha256
+from run_state.lightning_internals import group_of_hosts
 from run_state.preemption import PreemptedError, Preemption, StoppedError
 from run_state.ranks import gather
 from storage.atomic import write_atomically
@@ -49,6 +50,7 @@ class LatestCheckpoint(Checkpoint):
         self._saved_at = time.monotonic()
         self._resumed = False  # no batch has started since
         self._stop_requested = False
+        self._hosts: Any = None  # all of them, if there are several
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Tell `ModelCheckpoint` where a moved run folder lies now: it forgets the best score of another folder.
@@ -87,6 +89,7 @@ class LatestCheckpoint(Checkpoint):
         _refuse_different_places(trainer)
         if trainer.is_global_zero and trainer.ckpt_path and self.dirpath and Path(trainer.ckpt_path).name != LATEST:
             (Path(self.dirpath) / LATEST).unlink(missing_ok=True)  # damaged: it must not replace the one before it
+        self._hosts = group_of_hosts(trainer.strategy) if trainer.world_size > 1 else None
         self._saved_at = time.monotonic()
         self.preemption.deferred = True
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
@@ -101,7 +104,7 @@ class LatestCheckpoint(Checkpoint):
             return
         due = time.monotonic() - self._saved_at >= 60 * self.minutes or batch_idx == 0
         mine = (due and not resumed, self._stop_requested and _may_stop(trainer), self.preemption.requested)
-        due, stopped, preempted = _any_rank(trainer, mine)
+        due, stopped, preempted = _any_rank(self._hosts, mine)
         if due or preempted or stopped:
             self._save(trainer)
         if preempted:
@@ -155,12 +158,12 @@ def _is_from_before(path: Path, checkpoint: dict[str, Any]) -> bool:
     return isinstance(step, int) and step <= int(checkpoint["global_step"])
 
 
-def _any_rank(trainer: L.Trainer, mine: Sequence[bool]) -> Sequence[bool]:
-    """Whether each holds for any rank, so that all do the same."""
-    if trainer.world_size == 1:
+def _any_rank(hosts: Any, mine: Sequence[bool]) -> Sequence[bool]:
+    """Whether each holds for any rank, so that all do the same; no host waits for its GPU to find out."""
+    if hosts is None:
         return mine
-    flags = torch.tensor(mine, dtype=torch.int32, device=trainer.strategy.root_device)
-    torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX)
+    flags = torch.tensor(mine, dtype=torch.int32)
+    torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX, group=hosts)
     return [bool(flag) for flag in flags.tolist()]
 
 

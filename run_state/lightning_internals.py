@@ -1,5 +1,7 @@
 """The private attributes of other packages that this project depends on: each in a function with a test of its own."""
 
+from typing import Any
+
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import WeightAveraging
@@ -9,8 +11,12 @@ from torch.optim.swa_utils import AveragedModel
 
 
 def leave_signals_alone(trainer: L.Trainer) -> None:
-    """Keep Lightning from replacing the handlers of SIGTERM and SIGUSR1."""
+    """Keep Lightning from replacing the handlers of SIGTERM and SIGUSR1.
+
+    Nor need the ranks ask each other in every batch whether rank 0 had such a signal: their hosts wait for their GPUs.
+    """
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
 
 def realign_logged_steps(trainer: L.Trainer) -> None:
@@ -40,7 +46,24 @@ def average_model(averaging: WeightAveraging) -> AveragedModel:
 
 def blend(averages: list[Tensor], weights: list[Tensor], share: float) -> None:
     """Set each average to `share` of itself and the rest of its weight, all tensors in one launch."""
-    torch._foreach_copy_(averages, torch._foreach_lerp(weights, averages, share))
+    copy(averages, torch._foreach_lerp(weights, averages, share))
+
+
+def copy(targets: list[Tensor], sources: list[Tensor] | tuple[Tensor, ...]) -> None:
+    """Copy each source into its target, in as few launches as their types allow."""
+    if targets:
+        torch._foreach_copy_(targets, sources)
+
+
+def group_of_hosts(strategy: Strategy) -> Any:
+    """Return a group of all ranks for tensors in main memory; called on every rank, a collective operation.
+
+    NCCL takes tensors on GPUs only, and a host that reads one waits for all that its GPU was given. Lightning makes
+    such a group, too, for barriers, without a timeout; this one has the strategy's.
+    """
+    if strategy.root_device.type == "cpu":
+        return torch.distributed.group.WORLD
+    return torch.distributed.new_group(backend="gloo", timeout=getattr(strategy, "_timeout", None))
 
 
 def kill_wandb_service() -> None:

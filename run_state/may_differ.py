@@ -28,6 +28,7 @@ MAY_DIFFER: dict[str, str] = {
     "tags": "resume test compare",
     "trainer": "test",
     "trainer.accelerator": "resume compare",
+    "trainer.benchmark": "resume compare",
     "trainer.devices": "resume compare",
     "trainer.enable_model_summary": "resume compare",
     "trainer.enable_progress_bar": "resume compare",

@@ -17,12 +17,12 @@ import yaml
 from PIL import Image
 
 import superfer
+from benchmarks import generator
 from commands import compare, export, prepare, synthetic, upload
 from commands.test import test as run_test
 from commands.train import train
 from commands.upscale import parse_options, upscale
 from datamodules.upscalers import InterpolationUpscaler
-from tests import benchmark_generator
 from tests.tiny_runs import REPOSITORY, run_record
 
 PAGES = [*sorted(REPOSITORY.glob("*.md")), *sorted(REPOSITORY.glob("docs/*.md")), REPOSITORY / "weights/README.md"]
@@ -96,9 +96,9 @@ def parse(name: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     elif name == "prepare":
         monkeypatch.setattr(prepare, "pack_faces", lambda *_: types.SimpleNamespace(summary=""))
         prepare.prepare(words)
-    elif name == "-m" and words[0] == "tests.benchmark_generator":
-        monkeypatch.setattr(benchmark_generator, "measure", lambda _: {})
-        benchmark_generator.main(words[1:])
+    elif name == "-m" and words[0] == "benchmarks.generator":
+        monkeypatch.setattr(generator, "measure", lambda _: {})
+        generator.main(words[1:])
     elif name == "upload":
         monkeypatch.setenv("WANDB_MODE", "offline")  # which the command changes
         monkeypatch.setattr(upload, "send", lambda _: None)

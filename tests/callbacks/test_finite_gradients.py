@@ -49,6 +49,43 @@ def test_the_run_stops_and_says_where(tiny_ferplus: Path, tmp_path: Path, monkey
     assert read_checkpoint(run / "checkpoints" / "latest.ckpt")["global_step"] == 2
 
 
+@pytest.mark.parametrize(
+    ("options", "saved", "batches"),
+    [
+        (["--latest.minutes=0"], 1, 2),
+        (["--trainer.log_every_n_steps=3"], 0, 3),
+        ([], 0, 4),  # at the validation
+    ],
+    ids=["before a checkpoint", "when the norm is logged", "before a validation"],
+)
+def test_a_gpu_finds_it_later_and_saves_nothing_spoilt(
+    options: list[str],
+    saved: int,
+    batches: int,
+    tiny_ferplus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    begun: list[int] = []
+    forward = EmotionClassifier.forward
+
+    def counted(self: EmotionClassifier, image: torch.Tensor) -> torch.Tensor:
+        begun.append(1)
+        return forward(self, image)
+
+    spoil(monkeypatch, 1)
+    monkeypatch.setattr(EmotionClassifier, "forward", counted)
+    monkeypatch.setattr("callbacks.finite_gradients._reading_is_free", lambda _: False)
+    with stopping(r"the gradient's norm is nan in batch 1 \(epoch 0\): loss inf; the last good checkpoint is"):
+        train(classifier_args(tiny_ferplus, tmp_path, "--trainer.limit_train_batches=4", *options))
+    (run,) = tmp_path.glob("*/*")
+    assert len(begun) == batches
+    assert [path.name for path in (run / "checkpoints").iterdir() if path.name == "best.ckpt"] == []
+    checkpoint = read_checkpoint(run / "checkpoints" / "latest.ckpt")
+    assert checkpoint["global_step"] == saved
+    assert all(value.isfinite().all() for value in checkpoint["state_dict"].values())  # type: ignore[attr-defined]
+
+
 def test_the_step_is_skipped_and_counted(tiny_ferplus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spoil(monkeypatch, 2)
     with pytest.warns(UserWarning, match=r"in batch 2 .*skipped this step \(1 skipped so far\)"):

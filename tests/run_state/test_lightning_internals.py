@@ -1,13 +1,16 @@
 """The private attributes that the project depends on do what it takes them for."""
 
 import signal
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import pytest
 import torch
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.demos.boring_classes import BoringModel
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 
 from run_state import lightning_internals as internals
@@ -66,6 +69,17 @@ def test_handlers_stay(tmp_path: Path) -> None:
     assert look.seen is mine
 
 
+def test_ranks_do_not_ask_each_other_for_signals(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Lightning's loop calls this in every batch if there are several."""
+    asked: list[int] = []
+    monkeypatch.setattr(torch.distributed, "broadcast", lambda tensor, src: asked.append(src))
+    fit = trainer(tmp_path)
+    fit.fit_loop.epoch_loop._broadcast_sigterm_tensor()
+    internals.leave_signals_alone(fit)
+    fit.fit_loop.epoch_loop._broadcast_sigterm_tensor()
+    assert asked == [0]
+
+
 def test_unused_parameters_are_expected_unless_the_graph_is_static() -> None:
     for given, expected in (({}, True), ({"find_unused_parameters": False}, True), ({"static_graph": True}, None)):
         strategy = DDPStrategy(**given)
@@ -88,3 +102,19 @@ def test_averages_are_blended_in_place() -> None:
     kept = averages[0]
     internals.blend(averages, weights, 0.75)
     assert kept.tolist() == [0.25, 0.25] and averages[1].tolist() == [1.5]
+
+
+def test_tensors_of_several_types_are_copied_in_place() -> None:
+    targets = [torch.zeros(2), torch.zeros((), dtype=torch.int64)]
+    internals.copy(targets, [torch.ones(2), torch.tensor(7)])
+    assert targets[0].tolist() == [1, 1] and targets[1].item() == 7
+    internals.copy([], [])
+
+
+def test_hosts_talk_without_their_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    strategy = DDPStrategy(timeout=timedelta(minutes=3), parallel_devices=[torch.device("cuda", 0)])
+    strategy.cluster_environment = LightningEnvironment()
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(torch.distributed, "new_group", lambda **given: asked.update(given))
+    internals.group_of_hosts(strategy)
+    assert asked == {"backend": "gloo", "timeout": timedelta(minutes=3)}
