@@ -164,10 +164,11 @@ class Runner:
         self._look(job.cell)
         if job.process.returncode == 0:
             self._go_on(job.cell, job.slot, job.command)
-        elif job.process.returncode < 0:
-            self._fail(job.cell, f"killed by {signal.Signals(-job.process.returncode).name}")
         else:
-            self._fail(job.cell, self._log(job.cell).read_text(errors="replace").strip().splitlines()[-1])
+            log, code = self._log(job.cell), job.process.returncode
+            last_line = log.read_text(errors="replace").strip().splitlines()[-1]
+            reason = f"killed by {signal.Signals(-code).name}" if code < 0 else last_line
+            self._fail(job.cell, f"{reason} ({log})")
 
     def _look(self, cell: Cell) -> None:
         with suppress(ValueError):  # a damaged file is for the cell's next command to report
@@ -175,7 +176,7 @@ class Runner:
 
     def _fail(self, cell: Cell, reason: str) -> None:
         self.failed[cell] = reason
-        self._say(f"{cell.name}: FAILED: {reason} (see {self._log(cell)})")
+        self._say(f"{cell.name}: FAILED: {reason}")
 
     def _log(self, cell: Cell) -> Path:
         return self.logs / f"{cell.name.replace(', seed ', '_s')}.log"

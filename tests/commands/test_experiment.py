@@ -167,7 +167,7 @@ def test_a_failed_cell_does_not_stop_the_others(tiny_ferplus: Path, tmp_path: Pa
     content = tiny(tiny_ferplus, tmp_path / "runs", ["bilinear"], [0])
     stage = [*content["base"], "--experiment=stage", "--data.root=/nonexistent"]  # type: ignore[misc]
     content |= {"stages": {"first": stage}}
-    content["arms"] |= {"second": ["--experiment=second", "--tags", "[{first}]"]}  # type: ignore[operator]
+    content["arms"] |= {"second": ["--experiment=second", "--data.cache_dir {first}"]}  # type: ignore[operator]
     process = start(write(tmp_path / "x.yaml", **content), tmp_path / "results")
     output, _ = process.communicate(timeout=200)
     assert process.returncode == 1
