@@ -70,7 +70,7 @@ class Runner:
     """Work on cells until each is done or has failed.
 
     Args:
-        cells: those that are left come in this order, unless it is known how long they take: then the longest is first.
+        cells: what others need comes first, then what takes longest, as far as that is known, then as they are here.
         slots: environment of each slot.
         logs: folder for what the processes print, a file for each cell.
 
@@ -103,7 +103,7 @@ class Runner:
             return "done"
         progress, left = self._progress[cell], self._expected_s(cell)
         what = f"to resume after epoch {progress.epochs}" if progress and progress.epochs else "to train"
-        return what if left is None else f"{what}, about {span(left)}" if left else "to test"
+        return what if left is None else f"{what}, about {span(left)}" if left else "to finish"
 
     def run(self) -> None:
         """Work until nothing is left to do; a signal or an error ends the processes first."""
@@ -122,7 +122,8 @@ class Runner:
 
     def _fill_slots(self) -> None:
         free = [slot for slot in range(len(self.slots)) if slot not in {job.slot for job in self._jobs}]
-        for cell in sorted(self._pending, key=lambda cell: -(self._expected_s(cell) or 0)):
+        needed = {stage for cell in self._pending for stage in cell.stages.values()}
+        for cell in sorted(self._pending, key=lambda cell: (cell not in needed, -(self._expected_s(cell) or 0))):
             if broken := [stage.name for stage in cell.stages.values() if stage in self.failed]:
                 self._pending.remove(cell)
                 self._fail(cell, f"needs {broken[0]}, which failed")

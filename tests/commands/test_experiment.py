@@ -13,9 +13,10 @@ import pytest
 import yaml
 
 from commands import slots
-from commands.cells import read_experiment
+from commands.cells import Cell, read_experiment
 from commands.compare import compare
 from commands.experiment import experiment
+from commands.runs import Progress
 from commands.test import test as run_test
 from commands.train import train
 from run_state.folder import status
@@ -192,3 +193,80 @@ def test_a_signal_ends_the_cells_orderly(number: signal.Signals, code: int, tiny
     while status(run) == "running" and time.monotonic() < end:  # after the runner
         time.sleep(0.1)
     assert status(run) == "preempted"
+
+
+class FakeCell(Cell):
+    """A cell whose commands end in a second: those given, one after the other."""
+
+    left: list[list[str]]
+    known: Progress | None = None
+    elsewhere = 0  # how often it is found to be trained by another process
+
+    def next_command(self) -> list[str] | None:
+        return self.left[0] if self.left else None
+
+    def is_running(self) -> bool:
+        object.__setattr__(self, "elsewhere", self.elsewhere - 1)
+        return self.elsewhere >= 0
+
+    def progress(self) -> Progress | None:
+        return self.known
+
+
+def fake(name: str, *left: str, epochs: int = 0, epoch_s: float | None = None, **stages: Cell) -> FakeCell:
+    cell = FakeCell(name, name.split(",")[0], (), stages=stages)
+    object.__setattr__(cell, "left", [["compare", f"/nonexistent/{word}"] for word in left])
+    object.__setattr__(cell, "known", Progress(epochs, 10, epoch_s, 0.0, "val/acc", 0.5, 0.5))
+    return cell
+
+
+def order(runner: slots.Runner, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the cells in the order in which they are begun; each command is done in no time."""
+    begun = []
+
+    def start(cell: FakeCell, *_: object) -> subprocess.Popen[bytes]:
+        begun.append(cell.name)
+        cell.left.pop(0)
+        return subprocess.Popen(["true"])
+
+    monkeypatch.setattr(runner, "_start", start)
+    monkeypatch.setattr(slots, "_POLL_S", 0.05)
+    runner.run()
+    return begun
+
+
+def test_the_longest_comes_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stage = fake("stage", "x")
+    cells = [
+        stage,
+        fake("short, seed 0", "x", epochs=5, epoch_s=1.0),
+        fake("short, seed 1", "x"),  # 10 s, as its sister shows
+        fake("long, seed 0", "x", "y", epochs=9, epoch_s=60.0),
+        fake("done, seed 0"),
+        fake("after, seed 0", "x", epoch_s=1000.0, stage=stage),
+    ]
+    runner = slots.Runner(cells, [{}], tmp_path)
+    runner.print_plan()
+    plan = capsys.readouterr().out.splitlines()
+    assert "  done, seed 0   done" in plan and "  long, seed 0   to resume after epoch 9, about 60 s" in plan
+    assert plan[-1] == "1 of 6 cells are done, about 3.5 h of training left"
+    assert order(runner, monkeypatch) == [
+        "stage", "after, seed 0", "long, seed 0", "long, seed 0", "short, seed 1", "short, seed 0"
+    ]  # fmt: skip
+
+
+def test_a_cell_that_another_process_trains_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = [fake("a, seed 0", "x"), fake("b, seed 0", "x")]
+    object.__setattr__(cells[0], "elsewhere", 5)
+    assert order(slots.Runner(cells, [{}], tmp_path), monkeypatch) == ["b, seed 0", "a, seed 0"]
+
+
+def test_a_command_without_effect_is_not_repeated(tmp_path: Path) -> None:
+    cell = fake("a, seed 0", "x")
+    object.__setattr__(cell, "left", [["--help"]])
+    runner = slots.Runner([cell], [{}], tmp_path)
+    runner.run()
+    assert runner.failed == {cell: "`superfer --help` ended without a result"}
+    assert (tmp_path / "a_s0.log").read_text().startswith("\n$ superfer --help\nusage: superfer VERB")
