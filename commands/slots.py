@@ -7,6 +7,7 @@ is killed, the cells are told to end, and save.
 import ctypes
 import os
 import shlex
+import shutil
 import signal
 import statistics
 import subprocess
@@ -209,7 +210,8 @@ class Runner:
         for job in self._jobs:
             self._look(job.cell)
         lines = [f"{job.cell.name}: {_doing(job.command, self._progress[job.cell])}" for job in self._jobs]
-        self._say(*lines, self._summary())
+        width = shutil.get_terminal_size().columns if at_terminal else None  # a line that wraps could not be replaced
+        self._say(*(line[:width] for line in [*lines, self._summary()]))
         self._shown_lines = len(lines) + 1 if at_terminal else 0
 
     def _say(self, *lines: str) -> None:

@@ -257,6 +257,18 @@ def test_the_longest_comes_first(
     ]  # fmt: skip
 
 
+def test_at_a_terminal_lines_are_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setattr(slots, "_REDRAW_S", 0.0)
+    order(slots.Runner([fake("a, seed 0", "x", epochs=3, epoch_s=60.0)], [{}], tmp_path), monkeypatch)
+    shown = (
+        "a, seed 0: epoch 3 of 10, val/acc 0.5000, 6 min left\n0 of 1 cells are done, about 7 min of training left\n"
+    )
+    assert capsys.readouterr().out.startswith(f"a, seed 0: training\n{shown}\x1b[2F\x1b[J")
+
+
 def test_a_cell_that_another_process_trains_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cells = [fake("a, seed 0", "x"), fake("b, seed 0", "x")]
     object.__setattr__(cells[0], "elsewhere", 5)
