@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
-.PHONY: demo test torture bench-gpu lint install install-dev clean-demo
+.PHONY: demo test torture bench bench-gpu lint install install-dev clean-demo
 .DELETE_ON_ERROR:
 
 $(VENV)/.installed: requirements.txt pyproject.toml
@@ -37,6 +37,11 @@ demo: install
 
 clean-demo:
 	rm -rf demo/
+
+# Ratios of alternating runs, on this machine's CPU: about 15 minutes when it does nothing else.
+bench: install-dev
+	@$(PY) -m benchmarks.classifier
+	@$(PY) -m benchmarks.generator
 
 # On a machine with a GPU: five stages of at most 9 minutes, `make bench-gpu STAGES=waits` for one. One JSON object a line.
 STAGES ?= waits steps feed resume ranks

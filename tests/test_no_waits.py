@@ -7,7 +7,7 @@ driver, only the gradients are made. Boolean masks, `nonzero` and the like, whic
 """
 
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,8 @@ from torch.utils._pytree import tree_leaves
 from callbacks.throughput import Throughput
 from commands.cli import SuperFERCLI
 from datamodules.faces.augmentation import LandmarkAugmentation
-from datamodules.ferplus.dataset import Batch, FERPlusDataset
+from datamodules.ferplus.dataset import FERPlusDataset
+from datamodules.upscaled_cache import FaceCache
 from run_state.checkpoints import LatestCheckpoint
 from run_state.metrics_csv import MetricsCSV
 from tests.tiny_runs import classifier_options, config, generator_options
@@ -141,6 +142,16 @@ class PerBatch(L.Callback):
         self.waits.seen, self.waits.sent = [], 0
 
 
+def really(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Have a function work on real tensors."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with _disable_current_modes():
+            return function(*args, **kwargs)
+
+    return run
+
+
 @pytest.fixture
 def two_ranks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Have what a rank asks of the others be answered, and leave out what makes sense with numbers only."""
@@ -153,13 +164,8 @@ def two_ranks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(LatestCheckpoint, "_save", lambda *_: None)
     monkeypatch.setattr("callbacks.throughput._peak_memory", lambda _: 0.0)
     monkeypatch.setattr(L.LightningModule, "backward", make_gradients)
-    load = FERPlusDataset.__getitems__
-
-    def loaded(dataset: FERPlusDataset, keys: list[tuple[int, int]]) -> Batch:  # in a worker, which knows no GPU
-        with _disable_current_modes():
-            return load(dataset, keys)
-
-    monkeypatch.setattr(FERPlusDataset, "__getitems__", loaded)
+    for kind, name in ((FERPlusDataset, "__getitems__"), (FaceCache, "fill")):  # which know no GPU here
+        monkeypatch.setattr(kind, name, really(getattr(kind, name)))
     apply = nn.Module._apply
 
     def once(module: nn.Module, fn: Any, recurse: bool = True) -> nn.Module:  # fake parameters cannot move again

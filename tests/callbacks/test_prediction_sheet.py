@@ -31,6 +31,7 @@ def test_worst_faces_come_first(tiny_ferplus: Path, tmp_path: Path) -> None:
     batch = json.loads((run / "metrics_val.json").read_text())["checkpoint"]["global_step"]
     data = FERPlusDataModule(str(tiny_ferplus), input_size=32)
     data.setup("fit")
+    data.val_dataloader()
     predicted = [row for row in read_csv(run / "predictions_val.csv") if row["label"]]
     probability = torch.tensor([[float(row[name]) for name in CLASSES] for row in predicted])
     label = torch.tensor([CLASSES.index(row["label"]) for row in predicted])
