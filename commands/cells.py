@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from commands.runs import Progress, read_progress
 from datamodules.labels import SPLITS
@@ -29,16 +29,33 @@ from run_state.may_differ import changed_settings
 from run_state.names import did_you_mean
 from storage.reading import read_mapping
 
+if TYPE_CHECKING:
+    from commands.cli import SuperFERCLI
+
 KEYS = ("base", "arms", "seeds", "test", "compare", "stages")
 _STAGE = re.compile(r"\{(\w+)\}")
 
 
 @cache
-def parse_settings(words: tuple[str, ...]) -> dict[str, Any]:
-    """Return the settings of `superfer train WORDS`; raise an error if a word is wrong."""
+def _parse(words: tuple[str, ...]) -> "SuperFERCLI":
     from commands.cli import SuperFERCLI  # imports PyTorch, which takes seconds
 
-    return SuperFERCLI("train", words).settings
+    return SuperFERCLI("train", words)
+
+
+def parse_settings(words: tuple[str, ...]) -> dict[str, Any]:
+    """Return the settings of `superfer train WORDS`; raise an error if a word is wrong."""
+    return _parse(words).settings
+
+
+def name_upscaler(words: tuple[str, ...]) -> str:
+    """Return the name by which `superfer compare` knows an arm; raise a ValueError if it trains no classifier."""
+    cli = _parse(words)
+    cli.instantiate(follow_weights=False)
+    upscaler = getattr(cli.datamodule, "upscaler", None)
+    if upscaler is None:
+        raise ValueError("it trains no classifier, which only stages may do")
+    return str(upscaler.name)
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,17 +127,24 @@ class Experiment:
         return [*self.stages, *self.cells]
 
     def check(self) -> None:
-        """Parse the words of all cells; raise a ValueError if some are wrong, or two cells are one training."""
+        """Raise a ValueError if words of a cell are wrong, two cells are one training, or two arms have one name."""
         settings: dict[str, dict[str, Any]] = {}
+        upscalers: dict[str, str] = {}
         for cell in self.all_cells:
             try:
                 settings[cell.name] = parse_settings(cell.words)
+                if cell in self.cells and cell.arm not in upscalers:
+                    upscalers[cell.arm] = name_upscaler(cell.words)
             except (ValueError, OSError) as error:
                 raise ValueError(f"{cell.name}: {error}") from error
         for (one, first), (other, second) in combinations(settings.items(), 2):
             same = ("runs", "experiment", "seed_everything")
             if all(first[key] == second[key] for key in same) and not changed_settings(first, second, "resume"):
                 raise ValueError(f"{one} and {other} have the same settings: they would be one run")
+        for (one, name), (other, another) in combinations(upscalers.items(), 2):
+            if name == another:
+                hint = "to be compared, they need different ones (--data.upscaler.name)"
+                raise ValueError(f"the upscalers of {one} and {other} are both named {name!r}; {hint}")
 
 
 def read_experiment(path: Path) -> Experiment:

@@ -61,6 +61,7 @@ def refusal(path: Path, capsys: pytest.CaptureFixture[str], *more: str) -> str:
         ({"arms": {"a": ["--tags {gen}"]}, "stages": {"generator": []}}, "{gen} names no stage before it"),
         ({"arms": {"a": ["--model.arhc resnet18"]}}, "a, seed 0:"),
         ({"arms": {"a": [], "b": []}}, "a, seed 0 and b, seed 0 have the same settings"),
+        ({"arms": {"a": [], "b": ["--experiment b"]}}, "the upscalers of a and b are both named 'bilinear'"),
         ({"compare": ["--rule majorty"]}, "did you mean 'majority'?"),
         ({"base": [], "arms": {}}, "neither arms nor stages"),
     ],
@@ -169,7 +170,7 @@ def test_a_failed_cell_does_not_stop_the_others(tiny_ferplus: Path, tmp_path: Pa
     content = tiny(tiny_ferplus, tmp_path / "runs", ["bilinear"], [0])
     stage = [*content["base"], "--experiment=stage", "--data.root=/nonexistent"]  # type: ignore[misc]
     content |= {"stages": {"first": stage}}
-    content["arms"] |= {"second": ["--experiment=second", "--data.cache_dir {first}"]}  # type: ignore[operator]
+    content["arms"] |= {"second": ["--experiment=second", "--data.upscaler bicubic", "--data.cache_dir {first}"]}  # type: ignore[operator]
     process = start(write(tmp_path / "x.yaml", **content), tmp_path / "results")
     output, _ = process.communicate(timeout=200)
     assert process.returncode == 1
