@@ -64,7 +64,8 @@ def read_progress(run: Path) -> Progress:
     return Progress(
         epochs=epochs,
         all_epochs=all_epochs if all_epochs and all_epochs > 0 else None,
-        epoch_s=statistics.median(lengths) if lengths else None,  # the median: an interruption makes one very long
+        # The first includes the start and upscaling; an interruption makes one very long, which the median leaves out.
+        epoch_s=statistics.median(lengths[1:] or lengths) if lengths else None,
         last_time=times[-1],
         metric=metric,
         best=best(measured.values(), default=None),

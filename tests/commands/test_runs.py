@@ -62,9 +62,17 @@ def test_progress(tmp_path: Path) -> None:
 
 
 def test_an_interruption_makes_no_epoch_long(tmp_path: Path) -> None:
-    run = write_run(tmp_path / "a" / "1_s0", [0.1, 0.2, 0.3, 0.4])
+    run = write_run(tmp_path / "a" / "1_s0", [0.1, 0.2, 0.3, 0.4, 0.5])
     text = (run / "metrics.csv").read_text()
     (run / "metrics.csv").write_text(text.replace(str(BEGAN + 400), str(BEGAN + 40_000)))
+    assert read_progress(run).epoch_s == 100.0
+
+
+def test_a_slow_start_makes_no_epoch_long(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a" / "1_s0", [0.1, 0.2])
+    earlier = datetime.fromtimestamp(BEGAN - 5000, UTC).isoformat()
+    record = json.loads((run / "run.json").read_text()) | {"started": earlier}
+    (run / "run.json").write_text(json.dumps(record))
     assert read_progress(run).epoch_s == 100.0
 
 
