@@ -16,6 +16,6 @@ def demo(args: Sequence[str] | None = None) -> None:
     """Draw faces, train a generator and the arms, test them on every split, and compare; all below `demo/`."""
     Parser(prog="superfer demo", description=(__doc__ or "").split("\n")[0]).parse_args(args)
     os.environ.setdefault("WANDB_MODE", "offline")
-    synthetic(["--root", "demo/data", "--train", "720", "--val", "160", "--test", "160"])
+    synthetic(["--root", "demo/data", "--train", "600", "--val", "120", "--test", "120"])
     experiment(["configs/experiments/demo.yaml", "--slots", "2", "--output", "demo/comparison"])
     print("figures: demo/comparison/figure1.png, demo/comparison/figure2.png; the faces are synthetic")
