@@ -19,7 +19,7 @@ VERBS = {
     "test": "test a trained classifier on one split of its data",
     "upscale": "upscale a data set into its cache, or a folder of images",
     "compare": "compare runs: tested classifiers (tables, verdict, figures), or generators (curves)",
-    "experiment": "train, test and compare many arms and seeds: what is missing of them, several at a time",
+    "experiment": "train, test and compare many arms and seeds, several at a time",
     "runs": "list runs: how far each is, its best value, and which settings differ",
     "upload": "send runs to W&B that were trained offline, killed, or tested",
     "prepare": "cut faces out around their landmarks, for training generators",

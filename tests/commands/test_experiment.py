@@ -121,10 +121,11 @@ def wait_until_begun(runs: Path, checkpoints: int) -> None:
     raise TimeoutError
 
 
-def figures(output: Path) -> object:
-    """What a comparison says, without what names the runs."""
-    content = json.loads((output / "comparison.json").read_text())
-    return [content["accuracies"], content["differences"], content["warnings"]]
+def outcome(runs: Path, output: Path) -> tuple[dict[str, str], object]:
+    """Every prediction by arm and seed, and the accuracies of the comparison; a commit meanwhile changes the rest."""
+    tested = {path.parent.name[-3:] + path.parents[1].name: path for path in runs.glob("*/*/predictions_test.csv")}
+    predictions = {name: path.read_text() for name, path in sorted(tested.items())}
+    return predictions, json.loads((output / "comparison.json").read_text())["accuracies"]
 
 
 def by_hand(content: dict[str, object], path: Path, output: Path) -> None:
@@ -150,7 +151,10 @@ def check_kills(root: Path, folder: Path, arms: Sequence[str], seeds: Sequence[i
     cells = len(arms) * len(seeds)
     assert len(list((folder / "killed").glob("*/*/run.json"))) == cells, "each is resumed in its folder"
     by_hand(tiny(root, folder / "whole", arms, seeds), folder / "whole.yaml", folder / "expected")
-    assert figures(folder / "results") == figures(folder / "expected")
+    killed, whole = (
+        outcome(folder / runs, folder / results) for runs, results in (("killed", "results"), ("whole", "expected"))
+    )
+    assert killed == whole and len(whole[0]) == cells
 
 
 def test_killed_twice(tiny_ferplus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
