@@ -114,24 +114,32 @@ def start(root: Path, rounds: int, precision: str) -> dict[str, float]:
     return {name: round(float(value), 2) for name, value in zip(("imports", "to_first_batch"), medians, strict=True)}
 
 
-def main() -> None:
-    """Parse the command line and print what was measured."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--faces", type=int, default=2048)
-    parser.add_argument("--precision", choices=("32-true", "bf16-mixed"), default="bf16-mixed")
-    options = parser.parse_args()
-    keep_freed_memory()
-    os.environ["WANDB_MODE"] = "disabled"
-    with tempfile.TemporaryDirectory() as folder, redirect_stdout(sys.stderr):
+def measure(options: argparse.Namespace) -> dict[str, object]:
+    """Measure everything on built-in faces."""
+    with tempfile.TemporaryDirectory() as folder:
         root, batches = Path(folder), options.faces // BATCH
         write_ferplus(root, {"train": options.faces, "val": BATCH, "test": BATCH}, seed=0)
         result: dict[str, object] = {"settings": settings(), "options": vars(options)}
         result["loop"] = loop(root, batches, options.rounds, options.precision)
         result["start_s"] = start(root, options.rounds, options.precision)
+        threads = torch.get_num_threads()
         torch.set_num_threads(1)
         rates = {size: faces_per_second(root, size, options.faces, options.rounds) for size in SIZES}
-        result["faces_per_s_and_core"] = rates
+        torch.set_num_threads(threads)
+        return result | {"faces_per_s_and_core": rates}
+
+
+def main(args: list[str] | None = None) -> None:
+    """Parse the command line and print what was measured."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--faces", type=int, default=2048)
+    parser.add_argument("--precision", choices=("32-true", "bf16-mixed"), default="bf16-mixed")
+    options = parser.parse_args(args)
+    keep_freed_memory()
+    os.environ["WANDB_MODE"] = "disabled"
+    with redirect_stdout(sys.stderr):
+        result = measure(options)
     print(json.dumps(result, indent=2))
 
 

@@ -1,9 +1,9 @@
 """Compare tested classifiers, arm by arm.
 
-    superfer compare runs/bilinear/RUN runs/dic/RUN [--rule majority|argmax] [--output results]
+    superfer compare runs/bilinear/RUN runs/dic/RUN [--margin POINTS] [--rule majority|argmax] [--output results]
 
-Accuracies are recomputed from `predictions_{split}.csv`, several runs of one arm are its seeds, and `table.md`,
-`comparison.json`, `figure1.png` and `figure2.png` are written, once everything has worked.
+Accuracies are recomputed from `predictions_{split}.csv`, several runs of one arm are its seeds, and `table.md` with the
+verdict, `comparison.json`, `figure1.png` and `figure2.png` are written, once everything has worked.
 """
 
 from argparse import ArgumentError, Namespace
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from commands.ending import Parser, orderly, refusals
+from commands.ending import Parser, orderly, refusals, refuse
 from commands.parser_words import tell
 from comparison.figures import draw_curves, draw_faces, png, upscaled_faces
 from comparison.reading import RULES, Run, Split, read_runs
@@ -25,9 +25,14 @@ def parse_options(args: list[str] | None) -> Namespace:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="runs/<experiment>/<time>_s<seed>")
     parser.add_argument("--output", type=Path, default=Path("results"), metavar="DIR", help="default: results")
     parser.add_argument("--rule", choices=RULES, default="majority", help="which labels count; default: majority")
+    help_margin = "largest difference in accuracy, in points, that does not matter; to be fixed before; default: 0.5"
+    parser.add_argument("--margin", type=float, default=0.5, metavar="POINTS", help=help_margin)
     help_faces = "leave out figure1.png, which needs the data where the runs found it, and may fill the cache of an arm"
     parser.add_argument("--no-faces", action="store_true", help=help_faces)
-    return parser.parse_args(args)  # type: ignore[no-any-return]
+    options: Namespace = parser.parse_args(args)
+    if not 0 < options.margin < 100:
+        refuse(f"--margin is {options.margin}, expected more than 0 and less than 100 points")
+    return options
 
 
 @orderly()
@@ -39,7 +44,7 @@ def compare(args: list[str] | None = None) -> None:
         from comparison.recomputing import check_figures  # loads PyTorch: not before the runs are found to fit
 
         check_figures(runs)
-        report = Report(runs, options.rule)
+        report = Report(runs, options.rule, options.margin / 100)
         files: dict[str, bytes | str] = {"comparison.json": report.json(), "table.md": report.markdown()}
         if report.shared_split and not options.no_faces:
             faces = draw_faces(report.arms, report.shared_split, options.rule, report.label, load_faces)

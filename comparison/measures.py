@@ -1,56 +1,56 @@
 """Measure accuracies per run and arm, and differences between arms.
 
-Shapes: R runs of one arm, n images that count under the chosen label rule.
+Shapes: k runs of one arm, n images that count.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from comparison.reading import SPLITS, SUBSETS, Rule, Run, Split, Subset
-from comparison.statistics import (
-    Estimate,
-    mcnemar_exact,
-    mean_t_interval,
-    paired_bootstrap,
-    welch_difference,
-    wilson_interval,
-)
+from comparison.reading import RULES, SPLITS, Predictions, Rule, Run, Split
+from comparison.statistics import Estimate, Mean, difference, mean_of, wilson_interval
+from datamodules.labels import CLASSES
 
 Arms = dict[str, list[Run]]
+ACCURACY, FINAL_EPOCH = "accuracy", "accuracy after the final epoch"
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Accuracy in [0, 1] of one run (interval over images), or mean of an arm's runs (interval over seeds)."""
+    """Accuracy in [0, 1] of one run (Wilson interval over images), or mean of an arm's runs (over seeds and images)."""
 
     arm: str
     seeds: list[int]
     split: Split
-    images: Subset
     n: int
     estimate: Estimate
 
 
 @dataclass(frozen=True)
 class Difference:
-    """`second - first` in [-1, 1] on the same n images, of two runs or of the means of two arms."""
+    """How far `second` is ahead of `first` in a measure, in [-1, 1], each as the mean of its runs.
+
+    `mean` is None for measures that are not a mean over images.
+    """
 
     first: str
     second: str
     first_seeds: list[int]
     second_seeds: list[int]
     split: Split
-    images: Subset
+    measure: str
     n: int
-    over_images: Estimate  # with the paired bootstrap's interval
-    over_seeds: Estimate | None = None  # the same with Welch's t-interval, if both sides have several runs
-    only_first: int | None = None  # images that only the first run gets right; None for means
-    only_second: int | None = None
-    mcnemar_p: float | None = None  # exact, two-sided; None for means
+    first_value: float
+    second_value: float
+    mean: Mean | None
+
+    @property
+    def value(self) -> float:
+        """`second` - `first`."""
+        return self.second_value - self.first_value
 
 
 def group_by_arm(runs: Sequence[Run]) -> Arms:
@@ -64,64 +64,86 @@ def group_by_arm(runs: Sequence[Run]) -> Arms:
 def measure_accuracies(arms: Arms, rule: Rule) -> list[Accuracy]:
     """Measure every run on every tested split, and the mean of an arm that has several runs."""
     found = []
-    for (arm, runs), split, images in itertools.product(arms.items(), SPLITS, SUBSETS):
-        right = _right(runs, split, rule, images)
+    for (arm, runs), split in itertools.product(arms.items(), SPLITS):
+        tested = {run.seed: run.tested[split] for run in runs if split in run.tested}
+        right = {seed: one.right(rule)[one.labels[rule] >= 0] for seed, one in tested.items()}
+        right = {seed: row for seed, row in right.items() if row.size}
         for seed, row in right.items():
-            found.append(Accuracy(arm, [seed], split, images, row.size, wilson_interval(int(row.sum()), row.size)))
+            found.append(Accuracy(arm, [seed], split, row.size, wilson_interval(int(row.sum()), row.size)))
         if len(right) > 1:
-            over_seeds = mean_t_interval([float(row.mean()) for row in right.values()])
-            found.append(Accuracy(arm, list(right), split, images, found[-1].n, over_seeds))
+            mean = mean_of(np.array(list(right.values()))).interval()
+            mean = Estimate(mean.value, max(mean.low, 0.0), min(mean.high, 1.0))
+            found.append(Accuracy(arm, list(right), split, found[-1].n, mean))
     return found
 
 
 def measure_differences(arms: Arms, rule: Rule) -> list[Difference]:
-    """Compare every later arm with the first: their means, or their only runs."""
+    """Compare every later arm with the first on every split that both were tested on, the test split first.
+
+    The first difference of two arms on a split is that of their accuracy; what may hide behind it follows.
+    """
     found = []
     first, *others = arms
-    for second, split, images in itertools.product(others, SPLITS, SUBSETS):
-        a, b = (_right(arms[arm], split, rule, images) for arm in (first, second))
+    for second, split in itertools.product(others, reversed(SPLITS)):
+        a, b = ([run for run in arms[arm] if split in run.tested] for arm in (first, second))
         if a and b:
-            right = [np.array(list(rows.values())) for rows in (a, b)]
-            n = right[0].shape[1]
-            found.append(Difference(first, second, list(a), list(b), split, images, n, **_compare(*right)))
+            seeds_a, seeds_b = ([run.seed for run in runs] for runs in (a, b))
+            for measure, n, values, mean in [*_accuracies(a, b, split, rule), *_figures(a, b, split, rule)]:
+                found.append(Difference(first, second, seeds_a, seeds_b, split, measure, n, *values, mean))
     return found
 
 
-def verdict(difference: Difference) -> str:
-    """Say in one sentence what a comparison of two arms shows, and what it cannot show."""
-    arms, seeds = (difference.second, difference.first), (len(difference.second_seeds), len(difference.first_seeds))
-    better, worse = arms if difference.over_images.value >= 0 else arms[::-1]
-    points = f"{100 * abs(difference.over_images.value):.2f} points"
-    if difference.over_images.contains_zero:
-        finding = f"no difference between {worse} and {better} is shown (the interval over images contains 0)"
-    elif difference.over_seeds is None:
-        finding = (
-            f"this {better} run is better than this {worse} run by {points} on these images (the interval over images "
-            "excludes 0)"
-        )
-    elif difference.over_seeds.contains_zero:
-        finding = (
-            f"{better} is {points} ahead of {worse}, but the interval over seeds ({seeds[0]} and {seeds[1]}) contains "
-            "0: seeds alone could explain a difference this large"
-        )
-    else:
-        finding = f"{better} is better than {worse} by {points} on these images (both intervals exclude 0)"
-    return finding + ("; one seed cannot show whether the upscaler makes a difference." if min(seeds) == 1 else ".")
+_Measured = tuple[str, int, tuple[float, float], Mean | None]  # measure, n, value of either arm, their difference
 
 
-def _right(runs: Sequence[Run], split: Split, rule: Rule, images: Subset) -> dict[int, np.ndarray]:
-    """Return, by the seed of each tested run, bool n: whether it is right on each image that counts; n > 0."""
-    tested = {run.seed: run.tested[split] for run in runs if split in run.tested}
-    right = {seed: found.right(rule)[found.counted(rule, images)] for seed, found in tested.items()}
-    return {seed: row for seed, row in right.items() if row.size}
+def _accuracies(first: Sequence[Run], second: Sequence[Run], split: Split, rule: Rule) -> Iterator[_Measured]:
+    """Compare how often two arms are right, on each group of images that has any."""
+    for name, of_rule, counted in _groups(first[0].tested[split], rule):
+        if n := int(counted.sum()):
+            a, b = (np.array([run.tested[split].right(of_rule)[counted] for run in runs]) for runs in (first, second))
+            same_seeds = [run.seed for run in first] == [run.seed for run in second]
+            yield name, n, (float(a.mean()), float(b.mean())), difference(a, b, same_seeds)
 
 
-def _compare(first: np.ndarray, second: np.ndarray) -> dict[str, Any]:
-    """Return the fields of `Difference` that follow from bool R,n of each arm."""
-    fields: dict[str, Any] = {"over_images": paired_bootstrap(first.mean(axis=0), second.mean(axis=0))}
-    if min(len(first), len(second)) > 1:
-        fields["over_seeds"] = welch_difference(first.mean(axis=1).tolist(), second.mean(axis=1).tolist())
-    elif len(first) == len(second):
-        only = int((first & ~second).sum()), int((second & ~first).sum())
-        fields |= {"only_first": only[0], "only_second": only[1], "mcnemar_p": mcnemar_exact(*only)}
-    return fields
+def _groups(images: Predictions, rule: Rule) -> Iterator[tuple[str, Rule, np.ndarray]]:
+    """Name groups of images: the rule that gives their labels, and bool N, which of them count."""
+    labels = images.labels[rule]
+    (other,) = set(RULES) - {rule}
+    yield ACCURACY, rule, labels >= 0
+    yield "accuracy on images that are not in training", rule, (labels >= 0) & ~images.in_train
+    yield f"accuracy by the {other} rule", other, images.labels[other] >= 0
+    no_majority = (images.labels["argmax"] >= 0) & (images.labels["majority"] < 0)
+    yield "accuracy on images without a majority", "argmax", no_majority
+    for index, name in enumerate(CLASSES):
+        yield f"recall of {name}", rule, labels == index
+
+
+def _figures(first: Sequence[Run], second: Sequence[Run], split: Split, rule: Rule) -> Iterator[_Measured]:
+    """Compare the means of figures that each run has of its own, and that are not means over images."""
+    reports = [[run.tested[split].results["rules"][rule]["all"] for run in runs] for runs in (first, second)]
+    if n := reports[0][0]["n"]:
+        for name, measure in _FIGURES.items():
+            a, b = (float(np.mean([measure(report) for report in of_arm])) for of_arm in reports)
+            yield name, n, (a, b), None
+        if split == "val" and rule == "majority":  # as validation during training counts
+            a, b = (float(np.mean([_last(run.curves["val/acc"]) for run in runs])) for runs in (first, second))
+            yield FINAL_EPOCH, n, (a, b), None
+
+
+def _macro_recall(report: dict[str, Any]) -> float:
+    """Return the mean recall of the classes that have images."""
+    return float(
+        np.mean([report["recall"][name] for name, row in zip(CLASSES, report["confusion"], strict=True) if sum(row)])
+    )
+
+
+# From metrics_{split}.json, whose figures have been found to follow from the predictions.
+_FIGURES: dict[str, Callable[[dict[str, Any]], float]] = {
+    "macro recall": _macro_recall,
+    "macro F1": lambda report: float(report["macro_f1"]),
+    "calibration error (ECE)": lambda report: float(report["ece"]),
+}
+
+
+def _last(curve: dict[int, float]) -> float:
+    return curve[max(curve)]

@@ -1,26 +1,40 @@
-"""Intervals and tests for accuracies measured on a finite number of images, with a finite number of seeds.
+"""Means over seeds and images together, and what can be concluded from them.
 
-Two uncertainties are kept apart. *Over images*: another sample of faces would have given another accuracy (Wilson
-interval of one accuracy, paired bootstrap and McNemar's test of two). *Over seeds*: another training run would have
-given another network (t-intervals over at least two runs, cut off where no accuracy can lie). Everything is
-deterministic.
+An accuracy measured on a finite number of images, with a finite number of seeds, is uncertain for two reasons: another
+sample of faces would have given another accuracy, and so would another training run. Every run answers the same images,
+so seeds and images are *crossed* random effects. For answers x[s, i] of k runs to n images, the mean has the variance
+
+    (MS_seeds + MS_images - MS_rest) / (k n)
+
+with the mean squares of the two-way analysis of variance without replication: the two uncertainties add, and what both
+contain (seed x image) counts once. The seeds are few, so Student's t takes the place of the normal distribution, with
+the degrees of freedom of the seeds times the ratio of the whole variance to that of the seeds. Satterthwaite's rule has
+the square of that ratio, with which two or three seeds give up to 8 % false alarms (`tests/comparison/test_verdict.py`
+measures those of the rule used here).
+
+Shapes: k runs, n images; more dimensions in front are independent data sets.
 
 References:
+    H. Scheffé, The analysis of variance, 1959, chapters 4 and 7 (two-way layout, random effects).
+    D. J. Schuirmann, A comparison of the two one-sided tests procedure and the power approach for assessing the
+        equivalence of average bioavailability, J. Pharmacokinetics and Biopharmaceutics 15, 1987.
+    S. Holm, A simple sequentially rejective multiple test procedure, Scandinavian J. of Statistics 6, 1979.
     E. B. Wilson, Probable inference, the law of succession, and statistical inference, JASA 22, 1927.
-    Q. McNemar, Note on the sampling error of the difference between correlated proportions, Psychometrika 12, 1947.
-    B. Efron, R. Tibshirani, An introduction to the bootstrap, 1993, chapter 13 (percentile interval).
-    B. L. Welch, The generalization of Student's problem when several variances are involved, Biometrika 34, 1947.
 """
 
-import warnings
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
-from scipy import stats
+from scipy import optimize, stats
 
 CONFIDENCE = 0.95
-RESAMPLES = 10_000
+POWER = 0.8
+# Two pairs of runs leave one degree of freedom, and the interval would be 12.7 standard errors wide on either side:
+# taking the runs as independent is safe, because runs that share a seed can hardly be more different for it.
+LEAST_PAIRS = 3
 
 
 @dataclass(frozen=True)
@@ -31,10 +45,115 @@ class Estimate:
     low: float
     high: float
 
-    @property
-    def contains_zero(self) -> bool:
-        """Whether 0 is inside the interval or on its edge."""
-        return self.low <= 0.0 <= self.high
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean, or a difference of two, that follows Student's t-distribution around the truth.
+
+    Attributes:
+        value: in the unit of the answers.
+        error: standard error, in the same unit.
+        degrees: degrees of freedom.
+        covers: what another sample of would have given another value; with one seed in an arm, only the images.
+    """
+
+    value: float
+    error: float
+    degrees: float
+    covers: Literal["seeds and images", "images"]
+
+    def interval(self, confidence: float = CONFIDENCE) -> Estimate:
+        """Return the value with its interval."""
+        half = float(stats.t.ppf(0.5 + confidence / 2, self.degrees)) * self.error
+        return Estimate(self.value, self.value - half, self.value + half)
+
+    def p_zero(self) -> float:
+        """Return the two-sided p-value of the hypothesis that the truth is 0."""
+        return 2 * self._above(abs(self.value))
+
+    def p_beyond(self, margin: float) -> float:
+        """Return the p-value of the hypothesis that the truth is at least `margin` from 0: two one-sided tests."""
+        return self._above(margin - abs(self.value))
+
+    def smallest_shown(self, power: float = POWER) -> float:
+        """Return the smallest true value that a sample of this size shows to be other than 0 with probability `power`.
+
+        It follows from the non-central t-distribution and takes the standard error for the true one.
+        """
+        limit = stats.t.ppf(0.5 + CONFIDENCE / 2, self.degrees)
+        missed = optimize.brentq(lambda shift: stats.nct.sf(limit, self.degrees, shift) - power, 0, 3 * limit)
+        return float(missed) * self.error
+
+    def _above(self, distance: float) -> float:
+        """Return the probability that chance alone puts the value more than `distance` above the truth."""
+        if self.error == 0:  # all answers agree
+            return 0.5 if distance == 0 else float(distance < 0)
+        return float(stats.t.sf(distance / self.error, self.degrees))
+
+
+def mean_of(right: np.ndarray) -> Mean:
+    """Return the mean of the answers k,n of an arm's runs, over seeds and images."""
+    return _mean([right])
+
+
+def difference(first: np.ndarray, second: np.ndarray, same_seeds: bool) -> Mean:
+    """Return the mean of `second` minus that of `first`, over seeds and images.
+
+    Args:
+        first: answers k,n of one arm's runs, as numbers.
+        second: those of the other's, to the same images.
+        same_seeds: whether row s is of the same seed in both. From `LEAST_PAIRS` seeds on, the runs are then paired,
+            so what a seed does to both arms cancels out.
+    """
+    return _mean(parts_of(first, second, same_seeds))
+
+
+def parts_of(first: np.ndarray, second: np.ndarray, same_seeds: bool) -> list[np.ndarray]:
+    """Return the independent sets of runs whose means add up to the difference of two arms: pairs, or both arms."""
+    paired = same_seeds and first.shape[-2] >= LEAST_PAIRS
+    second = second.astype(float)
+    return [second - first] if paired else [second, -first.astype(float)]
+
+
+def _mean(parts: Sequence[np.ndarray]) -> Mean:
+    if min(len(part) for part in parts) == 1:
+        per_image = sum(part.mean(axis=0, dtype=float) for part in parts)
+        n = len(per_image)
+        error = float(per_image.std(ddof=1)) / math.sqrt(n) if n > 1 else 0.0
+        return Mean(float(per_image.mean()), error, max(n - 1, 1), "images")
+    value, variance, degrees = crossed(parts)
+    return Mean(float(value), math.sqrt(variance), float(degrees), "seeds and images")
+
+
+def crossed(parts: Sequence[np.ndarray]) -> tuple[Any, Any, Any]:
+    """Return the sum of the means of independent sets of runs, its variance and its degrees of freedom.
+
+    Args:
+        parts: arrays ...,k,n with k > 1, each of runs of its own; the images are the same in all of them.
+    """
+    counts, n = [part.shape[-2] for part in parts], parts[0].shape[-1]
+    per_image = sum(part.mean(axis=-2, dtype=float) for part in parts)  # ...,n
+    # The mean squares over (k n): each contains the variance of the rest, seed x image.
+    images = per_image.var(axis=-1, ddof=1) / n
+    of_runs = [part.mean(axis=-1, dtype=float).var(axis=-1, ddof=1) for part in parts]
+    seeds = sum(variance / k for variance, k in zip(of_runs, counts, strict=True))
+    within = [part.var(axis=-2, ddof=1).mean(axis=-1) for part in parts]
+    rest = sum((w - s) / (k * (n - 1)) for w, s, k in zip(within, of_runs, counts, strict=True))
+    seeds = np.where(seeds > 0, seeds, rest)  # few runs can be equally accurate by chance
+    variance = seeds + np.maximum(images - rest, 0)
+    # Where one arm has fewer seeds, its degrees count for both: they are the ones that are missing.
+    degrees = len(parts) * (min(counts) - 1)
+    ratio = np.divide(variance, seeds, out=np.full_like(variance, np.inf), where=seeds > 0)
+    return per_image.mean(axis=-1), variance, np.minimum(degrees * ratio, max(n - 1, degrees))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p-values adjusted by Holm's method: all claims at once are wrong with at most the chance of one alone."""
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(np.argsort(p_values, kind="stable")):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = largest
+    return adjusted
 
 
 def wilson_interval(correct: int, total: int) -> Estimate:
@@ -43,51 +162,3 @@ def wilson_interval(correct: int, total: int) -> Estimate:
     share = correct / total
     # At 0 and 1 one bound equals the share; rounding must not put it on the other side.
     return Estimate(share, min(share, float(low)), max(share, float(high)))
-
-
-def paired_bootstrap(first: np.ndarray, second: np.ndarray) -> Estimate:
-    """Return the mean of `second - first` over images with the bootstrap's percentile interval, in [-1, 1].
-
-    Both are N scores in [0, 1], one per image, in the same order: the share of an arm's runs that were right.
-    Drawing n images with replacement only decides how often each distinct difference is drawn, and these counts are
-    multinomial: all resamples are one call over the few distinct values (-1, 0, 1 for one run per arm).
-    """
-    difference = np.asarray(second, dtype=np.float64) - first
-    # Shares such as 2/3 - 1/3 differ in their last bits; rounding merges equal differences.
-    values, counts = np.unique(np.round(difference, 9), return_counts=True)
-    n = difference.size
-    draws = np.random.default_rng(0).multinomial(n, counts / n, size=RESAMPLES)
-    low, high = np.quantile(draws @ values / n, [0.5 - CONFIDENCE / 2, 0.5 + CONFIDENCE / 2])
-    return Estimate(float(difference.mean()), float(low), float(high))
-
-
-def mcnemar_exact(only_first: int, only_second: int) -> float:
-    """Return the exact two-sided p-value of McNemar's test; 1 if the classifiers never differ.
-
-    If both are equally accurate, an image that exactly one of them gets right is as likely to be either's.
-    """
-    differing = only_first + only_second
-    return float(stats.binomtest(min(only_first, only_second), differing).pvalue) if differing else 1.0
-
-
-def mean_t_interval(values: Sequence[float]) -> Estimate:
-    """Return the mean accuracy over at least two seeds with Student's t-interval, cut off at 0 and 1."""
-    mean = float(np.mean(values))
-    if np.ptp(values) == 0.0:  # scipy returns NaN
-        return Estimate(mean, mean, mean)
-    low, high = stats.ttest_1samp(values, 0.0).confidence_interval(CONFIDENCE)
-    return Estimate(mean, max(float(low), 0.0), min(float(high), 1.0))
-
-
-def welch_difference(first: Sequence[float], second: Sequence[float]) -> Estimate:
-    """Return mean(`second`) - mean(`first`) of accuracies with Welch's t-interval, cut off at -1 and 1.
-
-    Each side has at least two seeds; their spreads may differ.
-    """
-    difference = float(np.mean(second) - np.mean(first))
-    if np.ptp(first) == np.ptp(second) == 0.0:  # scipy returns NaN
-        return Estimate(difference, difference, difference)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # one side without spread is no loss of precision
-        low, high = stats.ttest_ind(second, first, equal_var=False).confidence_interval(CONFIDENCE)
-    return Estimate(difference, max(float(low), -1.0), min(float(high), 1.0))

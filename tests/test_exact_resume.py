@@ -10,10 +10,9 @@ import pytest
 import torch
 
 from commands.train import train
-from lightning_modules.classifier import EmotionClassifier
 from storage.checkpoints import read_checkpoint
 from tests.stopping import KilledError
-from tests.tiny_runs import classifier_args, config, generator_options, read_csv
+from tests.tiny_runs import choose_by_step, classifier_args, config, generator_options, read_csv
 from tests.torture import difference, outcome
 
 WHOLE = ["--trainer.limit_train_batches=1.0", "--trainer.max_epochs=2", "--trainer.log_every_n_steps=1"]
@@ -135,15 +134,8 @@ def test_only_the_best_checkpoint_is_left(
     """It is written during a validation, if that is the best so far."""
     options = ["--trainer.val_check_interval=2"]
     whole = undisturbed(f"classifier {options}", classifier(tiny_ferplus, *options))
-    logged = EmotionClassifier.on_validation_epoch_end
-
-    def log_rising(self: EmotionClassifier) -> None:
-        logged(self)
-        self.log("val/rising", float(self.trainer.global_step))
-
-    monkeypatch.setattr(EmotionClassifier, "on_validation_epoch_end", log_rising)
-    monkeypatch.setattr(EmotionClassifier, "monitored", {"val/rising": "max"})  # the last validation is the best
-    arguments = classifier(tiny_ferplus, *options, "--best.monitor=val/rising")
+    options = [*options, *choose_by_step(monkeypatch, "max")]  # the last validation is the best
+    arguments = classifier(tiny_ferplus, *options)
     with pytest.raises(KilledError):
         train([*arguments(tmp_path), *stop(tmp_path, batches=steps + 1)])
     (run,) = tmp_path.glob("*/*")

@@ -17,7 +17,7 @@ import yaml
 from PIL import Image
 
 import superfer
-from benchmarks import generator
+from benchmarks import classifier, generator
 from commands import compare, experiment, export, prepare, runs, synthetic, upload
 from commands.cells import read_experiment
 from commands.test import test as run_test
@@ -105,9 +105,11 @@ def parse(name: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     elif name == "prepare":
         monkeypatch.setattr(prepare, "pack_faces", lambda *_: types.SimpleNamespace(summary=""))
         prepare.prepare(words)
-    elif name == "-m" and words[0] == "benchmarks.generator":
-        monkeypatch.setattr(generator, "measure", lambda _: {})
-        generator.main(words[1:])
+    elif name == "-m" and words[0] in ("benchmarks.generator", "benchmarks.classifier"):
+        benchmark = {"generator": generator, "classifier": classifier}[words[0].rpartition(".")[2]]
+        monkeypatch.setattr(benchmark, "measure", lambda _: {})
+        monkeypatch.setenv("WANDB_MODE", "disabled")  # which the latter sets
+        benchmark.main(words[1:])
     elif name == "upload":
         monkeypatch.setenv("WANDB_MODE", "offline")  # which the command changes
         monkeypatch.setattr(upload, "send", lambda _: None)
@@ -220,4 +222,4 @@ def test_the_documented_experiment_is_accepted(tmp_path: Path, monkeypatch: pyte
     asked = read_experiment(tmp_path / "x.yaml")
     asked.check()
     assert [cell.name for cell in asked.all_cells[:3]] == ["generator", "bilinear, seed 0", "dic, seed 0"]
-    assert len(asked.cells) == 10 and asked.compare == ["--rule", "majority"]
+    assert len(asked.cells) == 10 and asked.compare == ["--margin", "0.5"]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import pytest
 import torch
 from torch import nn
 
@@ -165,3 +166,19 @@ class TinyClassifier(EmotionClassifier):
             nn.Dropout(0.1),
             nn.Linear(16, 8),
         )
+
+
+def choose_by_step(monkeypatch: pytest.MonkeyPatch, mode: str) -> list[str]:
+    """Have classifiers log the step as `val/step`, and return options that choose the best checkpoint by it.
+
+    What so tiny a network reaches is a matter of luck, and of the processor.
+    """
+    logged = EmotionClassifier.on_validation_epoch_end
+
+    def log_step(module: EmotionClassifier) -> None:
+        logged(module)
+        module.log("val/step", float(module.trainer.global_step))
+
+    monkeypatch.setattr(EmotionClassifier, "on_validation_epoch_end", log_step)
+    monkeypatch.setattr(EmotionClassifier, "monitored", {"val/step": mode})
+    return ["--best.monitor=val/step", f"--best.mode={mode}"]

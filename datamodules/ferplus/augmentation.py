@@ -10,8 +10,6 @@ import albumentations as A
 import cv2
 import numpy as np
 
-Augmentation: TypeAlias = A.BasicTransform | A.BaseCompose
-
 cv2.setNumThreads(1)  # the loader's workers are the parallelism; threads of their own would get in each other's way
 
 
@@ -71,6 +69,9 @@ class FaceAugmentation(A.ImageOnlyTransform):
         matrix = np.column_stack([turn, centre - turn @ centre + shift * size])
         warped = cv2.warpAffine(img, matrix, size.tolist(), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         return cv2.LUT(warped, table).reshape(img.shape)
+
+
+Augmentation: TypeAlias = FaceAugmentation | A.BasicTransform | A.BaseCompose  # the first needs no class_path
 
 
 def augment(augmentation: Augmentation, image: np.ndarray, seed: int, epoch: int, index: int) -> np.ndarray:

@@ -188,7 +188,7 @@ def test_a_reason_beside_types_that_did_not_apply_is_not_lost(
         ),
         (
             ["--data.batch_size=32", "--trainer.devices=32", "--trainer.strategy=ddp"],
-            "the number of validation images is 21, expected at least the 32 devices",
+            "the number of validation images is 22, expected at least the 32 devices",
         ),
         (["--data.label_mode=multi_target"], "expected both or neither to be multi_target"),
         (["--seed_everything=1.5"], "1.5"),

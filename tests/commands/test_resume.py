@@ -22,7 +22,15 @@ from run_state.wandb_run import WandbMirror, upload
 from storage.checkpoints import read_checkpoint
 from tests.stopping import KilledError, Stop
 from tests.test_exact_resume import WHOLE, stop
-from tests.tiny_runs import REPOSITORY, classifier_args, config, generator_options, read_csv, write_generator
+from tests.tiny_runs import (
+    REPOSITORY,
+    choose_by_step,
+    classifier_args,
+    config,
+    generator_options,
+    read_csv,
+    write_generator,
+)
 
 TINY = "--model=tests.tiny_runs.TinyClassifier"
 
@@ -221,11 +229,12 @@ def test_a_second_automatic_resume_of_the_same_settings_is_refused(
     assert not list(tmp_path.glob("*/*_s0"))
 
 
-def test_the_score_of_a_best_checkpoint_that_was_given_up_is_forgotten(tiny_ferplus: Path, tmp_path: Path) -> None:
+def test_the_score_of_a_best_checkpoint_that_was_given_up_is_forgotten(
+    tiny_ferplus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Killed when `best.ckpt` was newer than the checkpoint to resume from, and what follows is worse than before."""
-    options = ["--best.monitor=val/loss", "--best.mode=min", "--model.optimizer.lr=1"]
-    run = train(classifier_args(tiny_ferplus, tmp_path, TINY, *WHOLE, *options))
-    first, second = (float(row["val/loss"]) for row in read_csv(run / "metrics.csv") if row["val/loss"])
+    run = train(classifier_args(tiny_ferplus, tmp_path, TINY, *WHOLE, *choose_by_step(monkeypatch, "min")))
+    first, second = (float(row["val/step"]) for row in read_csv(run / "metrics.csv") if row["val/step"])
     assert first < second
     best, latest = (run / "checkpoints" / f"{name}.ckpt" for name in ("best", "latest"))
     latest.replace(best)  # of step 8; the one before is of step 4

@@ -41,9 +41,10 @@ def test_settings_that_differ_between_the_arms_are_the_first_thing_said(
     assert f"34 in {pair[1]}" in warning and str(pair[0]) in warning
     table = (tmp_path / "out" / "table.md").read_text()
     assert table.split("\n\n")[1] == f"**WARNING:** {warning}"
-    assert f"no verdict: the arms differ in {setting}." in table and "is shown" not in table
-    for difference in report_of(tmp_path / "out")["differences"]:
-        assert (difference["verdict"], difference["reason"]) == (None, f"the arms differ in {setting}")
+    (verdict,) = report_of(tmp_path / "out")["verdicts"]
+    assert verdict["outcome"] == "not comparable"
+    assert verdict["sentence"] == f"dic and bilinear are not comparable: the arms differ in {setting}."
+    assert table.split("\n\n")[2] == f"**{verdict['sentence']}**"
 
 
 def test_runs_that_differ_in_the_upscaler_alone_give_no_warning(pair: tuple[Path, Path], tmp_path: Path) -> None:
@@ -117,11 +118,11 @@ def test_arms_that_differ_in_more_than_the_upscaler_get_no_verdict(
     report = report_of(tmp_path / "out")
     (warning,) = report["warnings"]
     assert words in warning and str(pair[1]) in warning
-    assert {d["verdict"] for d in report["differences"]} == {None}
-    assert {d["reason"] for d in report["differences"]} == {f"the arms differ in {subject}"}
+    (verdict,) = report["verdicts"]
+    assert verdict["outcome"] == "not comparable" and verdict["p_difference"] is None
     table = (tmp_path / "out" / "table.md").read_text()
     assert table.split("\n\n")[1] == f"**WARNING:** {warning}"
-    assert f"bilinear: no verdict: the arms differ in {subject}." in table
+    assert table.split("\n\n")[2] == f"**dic and bilinear are not comparable: the arms differ in {subject}.**"
 
 
 def test_a_start_that_reached_no_checkpoint_counts_for_nothing(pair: tuple[Path, Path], tmp_path: Path) -> None:
@@ -138,8 +139,8 @@ def test_a_start_that_reached_no_checkpoint_counts_for_nothing(pair: tuple[Path,
 def test_a_doubt_about_one_arm_leaves_the_verdict_on_the_others(pair: tuple[Path, Path], tmp_path: Path) -> None:
     other = write_run(tmp_path / "nearest", "nearest", 0, DIC, status="preempted")
     assert run_compare(tmp_path / "out", *pair, other) == 0
-    reasons = {d["second"]: d["reason"] for d in report_of(tmp_path / "out")["differences"]}
-    assert reasons == {"dic": None, "nearest": "the arms differ in status"}
+    outcomes = {verdict["second"]: verdict["outcome"] for verdict in report_of(tmp_path / "out")["verdicts"]}
+    assert outcomes == {"dic": "cannot tell", "nearest": "not comparable"}
 
 
 def test_unfinished_runs_and_mixed_checkpoints_give_a_warning(pair: tuple[Path, Path], tmp_path: Path) -> None:
@@ -165,4 +166,5 @@ def test_a_configuration_that_was_edited_after_the_test_changes_nothing(
     retrain(pair[1], '"depth": 18', '"depth": 34')
     edit(pair[1] / "config.yaml", '"depth": 34', '"depth": 18')
     assert run_compare(tmp_path / "out", *pair) == 0
-    assert {d["reason"] for d in report_of(tmp_path / "out")["differences"]} == {"the arms differ in model.depth"}
+    (verdict,) = report_of(tmp_path / "out")["verdicts"]
+    assert verdict["sentence"] == "dic and bilinear are not comparable: the arms differ in model.depth."

@@ -139,3 +139,15 @@ def test_upscaled_faces_by_name(few: Path) -> None:
     assert np.array_equal(FERPlusDataModule(str(few), Inverted()).faces("test", names), 255 - expected)
     with pytest.raises(ValueError, match=r"the split 'val' has no image named 'fer0000006\.png'"):
         FERPlusDataModule(str(few)).faces("val", names[1:])
+
+
+@pytest.mark.parametrize("size", [48, 384])
+def test_an_epoch_opens_no_file(size: int, blocks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The blocks are mapped when the loader is made: thousands of processes would stop a file server."""
+    data = module(blocks, upscaler=Inverted(), cache_dir=str(tmp_path), input_size=size, num_workers=0, batch_size=50)
+    loader = data.train_dataloader()
+    opened: list[Any] = []
+    monkeypatch.setattr("builtins.open", lambda *args, **_: opened.append(args))
+    monkeypatch.setattr(np, "load", lambda *args, **_: opened.append(args))
+    assert len(list(loader)) == 2
+    assert opened == []
