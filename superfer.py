@@ -18,13 +18,15 @@ VERBS = {
     "train": "train a generator or a classifier, or resume a run",
     "test": "test a trained classifier on one split of its data",
     "upscale": "upscale a data set into its cache, or a folder of images",
-    "compare": "compare runs: tested classifiers (tables, verdict, figures), or generators (curves)",
+    "compare": "compare tested classifiers: verdict, tables, figures",
+    "experiment": "train, test and compare many arms and seeds, several at a time",
+    "runs": "list runs: how far each is, its best value, and which settings differ",
     "upload": "send runs to W&B that were trained offline, killed, or tested",
     "prepare": "cut faces out around their landmarks, for training generators",
     "export": "write a generator's weights for other programs",
     "demo": "run the whole comparison on built-in synthetic faces",
 }
-USAGE = "usage: superfer VERB [OPTION ...]\n\n" + "\n".join(f"  {verb:<8} {does}" for verb, does in VERBS.items())
+USAGE = "usage: superfer VERB [OPTION ...]\n\n" + "\n".join(f"  {verb:<10} {does}" for verb, does in VERBS.items())
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -6,12 +6,12 @@ Accuracies are recomputed from `predictions_{split}.csv`, several runs of one ar
 verdict, `comparison.json`, `figure1.png` and `figure2.png` are written, once everything has worked.
 """
 
-from argparse import ArgumentError
+from argparse import ArgumentError, Namespace
 from pathlib import Path
 
 import numpy as np
 
-from commands.ending import Parser, orderly, refusals
+from commands.ending import Parser, orderly, refusals, refuse
 from commands.parser_words import tell
 from comparison.figures import draw_curves, draw_faces, png, upscaled_faces
 from comparison.reading import RULES, Run, Split, read_runs
@@ -19,9 +19,8 @@ from comparison.report import Report
 from storage.atomic import write_atomically
 
 
-@orderly()
-def compare(args: list[str] | None = None) -> None:
-    """Parse the command line, compare, write the results."""
+def parse_options(args: list[str] | None) -> Namespace:
+    """Parse the command line; exit with code 2 if it is wrong."""
     parser = Parser(prog="superfer compare", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="runs/<experiment>/<time>_s<seed>")
     parser.add_argument("--output", type=Path, default=Path("results"), metavar="DIR", help="default: results")
@@ -30,10 +29,17 @@ def compare(args: list[str] | None = None) -> None:
     parser.add_argument("--margin", type=float, default=0.5, metavar="POINTS", help=help_margin)
     help_faces = "leave out figure1.png, which needs the data where the runs found it, and may fill the cache of an arm"
     parser.add_argument("--no-faces", action="store_true", help=help_faces)
-    options = parser.parse_args(args)
+    options: Namespace = parser.parse_args(args)
+    if not 0 < options.margin < 100:
+        refuse(f"--margin is {options.margin}, expected more than 0 and less than 100 points")
+    return options
+
+
+@orderly()
+def compare(args: list[str] | None = None) -> None:
+    """Parse the command line, compare, write the results."""
+    options = parse_options(args)
     with refusals():
-        if not 0 < options.margin < 100:
-            raise ValueError(f"--margin is {options.margin}, expected more than 0 and less than 100 points")
         runs = read_runs(options.runs)
         from comparison.recomputing import check_figures  # loads PyTorch: not before the runs are found to fit
 

@@ -9,11 +9,16 @@ import pytest
 import torch
 import yaml
 
+from commands.cells import parse_settings, read_experiment
+from commands.compare import parse_options
 from commands.train import train
 from models.dic import DIC
+from run_state.may_differ import changed_settings
 from tests.tiny_runs import NETWORK, REPOSITORY, classifier_options, generator_options
 
-CONFIGS = sorted(path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "configs").rglob("*.yaml"))
+FILES = sorted(path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "configs").rglob("*.yaml"))
+EXPERIMENTS = [name for name in FILES if "/experiments/" in name]
+CONFIGS = [name for name in FILES if name not in EXPERIMENTS]
 
 
 def header(name: str) -> str:
@@ -94,13 +99,28 @@ def test_it_runs(
     assert run.is_relative_to(tmp_path) and (run / "checkpoints" / "best.ckpt").is_file()
 
 
-@pytest.mark.parametrize("folder", ["classifier", "demo"])
-def test_arms_differ_in_the_upscaler_alone(folder: str) -> None:
+def test_arms_differ_in_the_upscaler_alone() -> None:
     arms: list[dict[str, Any]] = []
     for arm in ("bilinear", "dic"):
-        content = yaml.safe_load((REPOSITORY / "configs" / folder / f"{arm}.yaml").read_text())
+        content = yaml.safe_load((REPOSITORY / "configs/classifier" / f"{arm}.yaml").read_text())
         assert arm in content.pop("experiment")
         upscaler = content["data"]["init_args"].pop("upscaler")
         assert upscaler == "bilinear" if arm == "bilinear" else upscaler["class_path"].endswith(".DICUpscaler")
         arms.append(content)
     assert arms[0] == arms[1]
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_shipped_experiments_are_accepted(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    words = header(name)
+    assert f"superfer experiment {name}" in words
+    assert all(word in words.lower() for word in ("hardware", "time", "expected score"))
+    experiment = read_experiment(Path(name))
+    experiment.check()
+    parse_options(["RUN", *experiment.compare])
+    first, *others = [parse_settings(cell.words) for cell in experiment.cells or experiment.stages]
+    folders = {cell.arm: parse_settings(cell.words)["experiment"] for cell in experiment.all_cells}
+    assert len(set(folders.values())) == len(folders), "each arm has a folder of its own"
+    if experiment.cells:
+        assert [changed_settings(first, other, "compare") for other in others] == [[]] * len(others)

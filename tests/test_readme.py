@@ -18,7 +18,8 @@ from PIL import Image
 
 import superfer
 from benchmarks import classifier, generator
-from commands import compare, export, prepare, synthetic, upload
+from commands import compare, experiment, export, prepare, runs, synthetic, upload
+from commands.cells import read_experiment
 from commands.test import test as run_test
 from commands.train import train
 from commands.upscale import parse_options, upscale
@@ -86,6 +87,14 @@ def parse(name: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(compare, "read_runs", reached)
         with pytest.raises(ReachedError):
             compare.compare(words)
+    elif name == "experiment":
+        monkeypatch.setattr(experiment, "share_out", reached)  # when the file has been read
+        with pytest.raises(ReachedError):
+            experiment.experiment(words)
+    elif name == "runs":
+        monkeypatch.setattr(runs, "refusals", reached)
+        with pytest.raises(ReachedError):
+            runs.runs(words)
     elif name == "-m" and words[0] == "datamodules.synthetic":
         for writer in ("write_faces", "write_ferplus", "write_atomically"):
             monkeypatch.setattr(synthetic, writer, lambda *_: True)
@@ -112,7 +121,7 @@ def parse(name: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_readme_has_commands() -> None:
     used = " ".join(commands())
-    verbs = ("superfer train", "superfer test", "superfer upscale", "superfer compare")
+    verbs = ("superfer train", "superfer test", "superfer upscale", "superfer compare", "superfer experiment")
     assert all(name in used for name in ("make demo", "make test", "make torture", "torchrun", "sbatch", *verbs))
 
 
@@ -204,3 +213,13 @@ def test_an_upscaler_is_added(
     parsed = yaml.safe_load(capsys.readouterr().out)
     assert parsed["experiment"] == "ferplus-sharpened"
     assert parsed["data"]["init_args"]["upscaler"]["init_args"] == {"amount": 1.0}
+
+
+def test_the_documented_experiment_is_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    (content,) = (block for block in blocks("yaml") if "stages:" in block)
+    (tmp_path / "x.yaml").write_text(content)
+    asked = read_experiment(tmp_path / "x.yaml")
+    asked.check()
+    assert [cell.name for cell in asked.all_cells[:3]] == ["generator", "bilinear, seed 0", "dic, seed 0"]
+    assert len(asked.cells) == 10 and asked.compare == ["--margin", "0.5"]

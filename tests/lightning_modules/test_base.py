@@ -32,8 +32,7 @@ SHIPPED: dict[str, tuple[str, float, dict[int, float]]] = {  # optimiser, weight
     "generator/dic_ferplus": ("Adam", 0.0, {0: 2.000000000000002e-05, 7: 2.5896851147502286e-05, 999: 2e-09}),
     "classifier/bilinear": ("SGD", 5e-4, COSINE),
     "classifier/dic": ("SGD", 5e-4, COSINE),
-    "demo/bilinear": ("AdamW", 5e-4, {0: 9.900990099009901e-06, 100: 0.001, 999: 3.046171104803541e-09}),
-    "demo/dic": ("AdamW", 5e-4, {0: 9.900990099009901e-06, 100: 0.001, 999: 3.046171104803541e-09}),
+    "demo/classifier": ("AdamW", 5e-4, {0: 9.900990099009901e-06, 100: 0.001, 999: 3.046171104803541e-09}),
 }
 
 
