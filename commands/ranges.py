@@ -2,10 +2,13 @@
 
 import math
 import re
+import sys
 from collections.abc import Callable
 from typing import Any
 
 from jsonargparse import Namespace
+
+from run_state.folder import is_follower
 
 _COUNT = (lambda value: value >= 1, "at least 1")
 _END = (lambda value: value == -1 or value >= 1, "at least 1, or -1 for no end")
@@ -36,23 +39,33 @@ RANGES: dict[str, tuple[Callable[[Any], Any], str]] = {
 
 
 def check_ranges(config: Namespace) -> None:
-    """Refuse a setting out of its range, and a training that would end before its first validation."""
+    """Refuse a setting out of its range."""
     for name, (makes_sense, expected) in RANGES.items():
         value = config.get(name)
         compared = str if name in ("experiment", "runs") else int | float
         if isinstance(value, compared) and not makes_sense(value):
             raise ValueError(f"{name} is {value!r}, expected {expected}")
-    trainer, end = config.trainer, config.trainer.max_epochs
-    for name in ("min_epochs", "check_val_every_n_epoch"):  # without a validation no checkpoint is the best
-        if 0 < (end or 0) < (trainer[name] or 0):
-            raise ValueError(f"trainer.{name} is {trainer[name]}, expected at most max_epochs, {end}")
+    least, end = config.trainer.min_epochs, config.trainer.max_epochs
+    if 0 < (end or 0) < (least or 0):
+        raise ValueError(f"trainer.min_epochs is {least}, expected at most max_epochs, {end}")
 
 
 def check_batches(trainer: Namespace, batches: int) -> None:
-    """Refuse settings of the trainer that do not go with the number of batches in an epoch."""
+    """Refuse settings of the trainer that do not go with the number of batches in an epoch.
+
+    Warn of a training that ends before its first validation: no checkpoint is the best one then.
+    """
     limit, interval = trainer.limit_train_batches, trainer.val_check_interval
     used = batches if limit is None else min(batches, limit) if isinstance(limit, int) else int(batches * limit)
     if not used:
         raise ValueError(f"trainer.limit_train_batches is {limit}, which leaves none of {batches} batches")
     if trainer.check_val_every_n_epoch and isinstance(interval, int) and interval > used:
         raise ValueError(f"trainer.val_check_interval is {interval}, expected at most the {used} batches of an epoch")
+    every, end = trainer.check_val_every_n_epoch, trainer.max_epochs
+    if 0 < (end or 0) < (every or 0) and not is_follower():
+        print(
+            f"warning: trainer.check_val_every_n_epoch is {every} and max_epochs {end}: nothing will be validated, "
+            "and there will be no best.ckpt",
+            file=sys.stderr,
+            flush=True,
+        )

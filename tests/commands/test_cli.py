@@ -18,7 +18,7 @@ from commands.test import test as run_test
 from commands.train import train
 from datamodules.labels import CLASSES
 from storage.checkpoints import CheckpointError
-from tests.tiny_runs import classifier_args, read_csv
+from tests.tiny_runs import classifier_args, config, generator_options, read_csv
 
 
 @pytest.fixture(scope="module")
@@ -258,3 +258,14 @@ def test_training_on_removes_results_of_the_earlier_checkpoint(tiny_ferplus: Pat
     assert (run / "predictions_val.csv").is_file() and (run / "metrics_val.json").is_file()
     train(["--resume", str(run), "--trainer.max_epochs", "2"])
     assert not (run / "predictions_val.csv").exists() and not (run / "metrics_val.json").exists()
+
+
+def test_a_trial_that_ends_before_its_first_validation_is_warned_of(
+    tiny_faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the shipped interval of 8 epochs."""
+    options = [option for option in generator_options(tiny_faces) if "check_val_every_n_epoch" not in option]
+    run = train([*config("generator/dic_small"), *options, f"--runs={tmp_path}", "--trainer.max_epochs=2"])
+    said = "warning: trainer.check_val_every_n_epoch is 8 and max_epochs 2: nothing will be validated, and there will"
+    assert said in capsys.readouterr().err
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["latest.ckpt", "previous.ckpt"]
