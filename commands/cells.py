@@ -13,7 +13,6 @@ Whether a cell is done is read from the run folders; there are no other notes.
 """
 
 import re
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -208,17 +207,15 @@ def _list(content: Mapping[str, Any], key: str) -> Sequence[Any]:
 
 
 def _words(value: Any, where: str, file_option: str = "--config") -> tuple[str, ...]:
-    """Split the entries of a list as a shell would; what is no option is a configuration."""
+    """Return the words of a list's entries: a configuration, or an option, which may have a value behind it."""
     if not isinstance(value, list) or not all(isinstance(entry, str) and entry for entry in value):
         raise ValueError(f"{where} is {value!r}, expected a list of configurations and options")
     words: list[str] = []
     for entry in value:
-        if not entry.startswith("--") and file_option:
-            words.append(file_option)
-        try:
-            words += shlex.split(entry)
-        except ValueError as error:
-            raise ValueError(f"{where} has {entry!r}: {error}") from error
+        if not entry.startswith("--"):
+            words += [file_option, entry] if file_option else [entry]
+        else:
+            words += [entry] if "=" in entry.split()[0] else entry.split(maxsplit=1)
     return tuple(words)
 
 

@@ -57,7 +57,6 @@ def refusal(path: Path, capsys: pytest.CaptureFixture[str], *more: str) -> str:
         ({"test": ["tset"]}, "test has 'tset', expected some of train, val, test; did you mean 'test'?"),
         ({"arms": {"a b": []}}, "arms has the name 'a b', expected one plain word"),
         ({"arms": {"a": "--x 1"}}, "arms.a is '--x 1', expected a list"),
-        ({"arms": {"a": ["--experiment 'x"]}}, "No closing quotation"),
         ({"arms": {"a": ["--tags {gen}"]}, "stages": {"generator": []}}, "{gen} names no stage before it"),
         ({"arms": {"a": ["--model.arhc resnet18"]}}, "a, seed 0:"),
         ({"arms": {"a": [], "b": []}}, "a, seed 0 and b, seed 0 have the same settings"),
