@@ -35,8 +35,8 @@ def tiny(root: Path, runs: Path, arms: Sequence[str], seeds: Sequence[int]) -> d
     options = [option for option in classifier_options(root) if "max_epochs" not in option]
     base = [str(REPOSITORY / "configs/classifier/bilinear.yaml"), f"--runs={runs}", *options]
     base += [TINY, "--trainer.max_epochs=4", "--latest.minutes=0.001"]
-    upscaler = "--data.upscaler datamodules.upscalers.InterpolationUpscaler --data.upscaler.mode"
-    named = {arm: [f"--experiment={arm}", f"{upscaler} {arm}"] for arm in arms}
+    upscaler = "--data.upscaler datamodules.upscalers.InterpolationUpscaler"
+    named = {arm: [f"--experiment={arm}", upscaler, f"--data.upscaler.mode {arm}"] for arm in arms}
     return {"base": base, "arms": named, "seeds": list(seeds), "test": ["test"], "compare": ["--no-faces"]}
 
 
