@@ -21,12 +21,12 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from benchmarks.hash_weights import published_weights
 from benchmarks.timing import PLAIN, in_turn, settings
 from commands.libraries import keep_freed_memory
 from datamodules.faces.datamodule import complete_batch
 from models.dic import DIC, SCALE, FeedbackBlock, Merge, denormalise, normalise
 from models.losses import HEATMAP_WEIGHT, dic_losses
-from tests.models.hash_weights import published_weights
 
 Result = TypeVar("Result")
 LR_SIDES = (16, 48)  # pixels

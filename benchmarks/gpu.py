@@ -55,6 +55,7 @@ GPU = torch.cuda.is_available()
 Kind = Literal["hourglass", "dic", "dicgan", "classifier"]
 KINDS: tuple[Kind, ...] = ("hourglass", "dic", "dicgan", "classifier")
 ROOT = Path(__file__).parents[1]
+WARM_UP = 10  # batches
 
 # Of one training step at the sizes below: 10^9 floating-point operations, from `torch.utils.flop_counter`, and calls of
 # operators, of which each is about one launch (forward and backward pass, published networks, docs/scaling.md).
@@ -134,7 +135,7 @@ class RandomEmotions(Dataset[dict[str, Tensor]]):
 
 
 class Emotions(ResumableDataModule):
-    """As `FERPlusDataModule`: uint8 with one channel crosses to the device, and becomes float there."""
+    """Batches like those of `FERPlusDataModule`, which needs more packages: made in memory, without augmentation."""
 
     def __init__(self, batch: int, side: int, workers: int) -> None:
         super().__init__()
@@ -157,32 +158,31 @@ class Resident(Emotions):
         return DataLoader([there] * 64, batch_size=None)  # type: ignore[arg-type]
 
 
-class Clock(L.Callback):
-    """Measure batches a second once `warm` are done, and the most memory that was allocated."""
+class Rate(L.Callback):
+    """Measure batches a second once the first are done."""
 
-    def __init__(self, warm: int = 10) -> None:
-        self.warm, self.batches_per_s = warm, 0.0
+    batches_per_s = 0.0
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         done = trainer.fit_loop.total_batch_idx + 1
-        if done >= self.warm and GPU and done in (self.warm, trainer.max_steps):
+        if GPU and done in (WARM_UP, trainer.max_steps):
             torch.cuda.synchronize()
-        if done == self.warm:
+        if done == WARM_UP:
             self._start = time.perf_counter()
         elif done == trainer.max_steps:
-            self.batches_per_s = (done - self.warm) / (time.perf_counter() - self._start)
+            self.batches_per_s = (done - WARM_UP) / (time.perf_counter() - self._start)
 
 
 class Waits(L.Callback):
     """Note where the host waits for the GPU, in steps whose results are not logged."""
 
-    def __init__(self, first: int = 5) -> None:
-        self.first, self.places, self.batches = first, collections.Counter[str](), 0
+    def __init__(self) -> None:
+        self.places, self.batches = collections.Counter[str](), 0
 
     def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int) -> None:
-        if GPU and trainer.fit_loop.total_batch_idx == self.first:
+        if GPU and trainer.fit_loop.total_batch_idx == WARM_UP:
             torch.cuda.set_sync_debug_mode("warn")
-        self.batches += trainer.fit_loop.total_batch_idx >= self.first
+        self.batches += trainer.fit_loop.total_batch_idx >= WARM_UP
 
     def note(self, message: Any, *_: Any, **__: Any) -> None:
         """Take the place of `warnings.showwarning`."""
@@ -197,7 +197,7 @@ def fit(
 ) -> L.LightningModule:
     """Train a little as shipped for a GPU, or as `options` of the trainer say; `model` holds those of the module."""
     L.seed_everything(0, verbose=False)
-    torch.set_float32_matmul_precision("high")
+    torch.backends.cuda.matmul.allow_tf32 = True  # as commands/cli.py
     module = sizes.module(kind, **options.pop("model", {}))
     settings: dict[str, Any] = {
         "accelerator": "gpu" if GPU else "cpu",
@@ -232,13 +232,13 @@ def report(stage: str, name: str, expected: Any, run: Callable[[], Any]) -> None
 
 def speed(kind: Kind, sizes: Sizes, average: bool = True, **options: Any) -> dict[str, float]:
     """Return batches a second, milliseconds a batch and GiB."""
-    clock = Clock()
+    rate = Rate()
     if GPU:
         torch.cuda.reset_peak_memory_stats()
-    fit(kind, sizes, [clock, *([WeightAverage()] if average and kind != "classifier" else [])], **options)
+    fit(kind, sizes, [rate, *([WeightAverage()] if average and kind != "classifier" else [])], **options)
     memory = torch.cuda.max_memory_allocated() / 2**30 if GPU else 0.0
-    rate = clock.batches_per_s
-    return {"batches_per_s": round(rate, 2), "ms": round(1000 / rate, 2), "peak_gib": round(memory, 2)}
+    speed = rate.batches_per_s
+    return {"batches_per_s": round(speed, 2), "ms": round(1000 / speed, 2), "peak_gib": round(memory, 2)}
 
 
 def expected_ms(kind: Kind, sizes: Sizes) -> str | None:
@@ -339,7 +339,7 @@ class SaveHalfWay(L.Callback):
 
 def ranks(sizes: Sizes) -> None:
     """Measure DDP with one process: what it costs before anything is sent."""
-    shipped: dict[str, Any] = {"gradient_as_bucket_view": True, "broadcast_buffers": False}
+    shipped: dict[str, Any] = {"gradient_as_bucket_view": True}  # configs/hardware/ddp.yaml
     for kind in ("classifier", "dic", "dicgan"):
         name: Kind = kind  # type: ignore[assignment]
         unused: dict[str, Any] = {"find_unused_parameters": True} if kind == "dicgan" else {}

@@ -16,9 +16,9 @@ class FiniteGradients(L.Callback):
 
     Their norm is logged as `grad_norm`, that of a second optimiser as `grad_norm-1`.
 
-    On a CPU the run stops before the step. A GPU would have to wait for that in every step, so its norms are looked at
+    On a CPU the run stops before the step. A GPU would have to wait for that in every step, so its norms are read
     when they are logged, every `trainer.log_every_n_steps` steps, and before anything is validated or saved: the run
-    stops a few batches late, but neither a checkpoint nor a validation ever sees spoilt weights.
+    stops a few batches late, but weights that are not finite are never saved or validated.
 
     In half precision (`16-mixed`) infinite gradients are how the loss scale finds its value: the scaler skips such
     steps itself, until the scale is down to 1.
@@ -66,15 +66,15 @@ class FiniteGradients(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         if (every := trainer.log_every_n_steps) and trainer.global_step % every == 0:  # type: ignore[attr-defined]
-            self._stop_if_spoilt(trainer)
+            self._stop_if_not_finite(trainer)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._stop_if_spoilt(trainer)
+        self._stop_if_not_finite(trainer)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        self._stop_if_spoilt(trainer)
+        self._stop_if_not_finite(trainer)
 
-    def _stop_if_spoilt(self, trainer: L.Trainer) -> None:
+    def _stop_if_not_finite(self, trainer: L.Trainer) -> None:
         if problem := self._read():
             _stop(trainer, problem)
 

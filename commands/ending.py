@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 MAX_MESSAGE = 290  # characters, without "error: "
-_LOST_PEER = re.compile("gloo|NCCL|onnection (closed|reset)|onnection refused", re.IGNORECASE)
+_LOST_PEER = re.compile("gloo|NCCL|connection (closed|reset|refused)", re.IGNORECASE)
 _OF_LIGHTNING = "MisconfigurationException"  # what it refuses only when it starts
 _OF_THE_INPUT = (ValueError, OSError, ArgumentError, ImportError)  # the last: a setting needs a package
 

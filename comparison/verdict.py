@@ -57,6 +57,11 @@ def judge(differences: Sequence[Difference], margin: float, doubts: Mapping[str,
         else:
             outcome, sentence = _claim(d, mean, margin, p_difference[arm], p_equivalence[arm])
         verdicts.append(Verdict(d.first, arm, outcome, sentence, *ps))
+    first, *others = doubts
+    for arm in others:
+        if arm not in headlines:
+            missing = f"test both on the {SPLIT_TITLES[main]} split" if main else "they share no tested split"
+            verdicts.append(Verdict(first, arm, "not comparable", f"{arm} and {first} are not comparable: {missing}."))
     return verdicts
 
 

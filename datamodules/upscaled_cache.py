@@ -16,6 +16,7 @@ import shutil
 import sys
 import warnings
 import zlib
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,9 @@ class UpscaledFaces:
         self.upscaler, self._images = upscaler, images
         self.shape = (len(images), upscaler.channels, SCALE * images.shape[1], SCALE * images.shape[2])
 
+    @cached_property
     def purpose(self) -> dict[str, object]:
-        """Return what decides the pixels."""
+        """What decides the pixels."""
         images = hashlib.sha256(np.ascontiguousarray(self._images).data).hexdigest()[:16]
         return {"upscaler": self.upscaler.fingerprint(), "images": images}
 
@@ -74,19 +76,15 @@ class FaceCache:
     def __init__(self, folder: Path, source: "UpscaledFaces | FaceCache", size: int, block_size: int = 128) -> None:
         self.folder, self.source, self.block_size = folder, source, block_size
         self.shape: tuple[int, int, int, int] = (*source.shape[:2], size, size)
-        purpose = self.purpose() | {"shape": self.shape, "block_size": block_size}
-        self._purpose = zlib.crc32(f"{json.dumps(purpose)}\n".encode())
+        self.purpose: dict[str, object] = source.purpose | {"shape": self.shape, "block_size": block_size}
+        self._crc = zlib.crc32(f"{json.dumps(self.purpose)}\n".encode())
         self._blocks: dict[int, np.ndarray] = {}
-
-    def purpose(self) -> dict[str, object]:
-        """Return what decides the pixels besides the size."""
-        return self.source.purpose()
 
     def _rows(self, block: int) -> np.ndarray:
         return np.arange(block * self.block_size, min((block + 1) * self.block_size, self.shape[0]))
 
     def _path(self, block: int, content: np.ndarray) -> Path:
-        return self.folder / f"{block:05d}-{zlib.crc32(content.data, self._purpose):08x}.npy"
+        return self.folder / f"{block:05d}-{zlib.crc32(content.data, self._crc):08x}.npy"
 
     def _open(self, block: int) -> bool:
         """Map a block if an intact one is there; remove a damaged one."""

@@ -58,7 +58,7 @@ def test_the_run_stops_and_says_where(tiny_ferplus: Path, tmp_path: Path, monkey
     ],
     ids=["before a checkpoint", "when the norm is logged", "before a validation"],
 )
-def test_a_gpu_finds_it_later_and_saves_nothing_spoilt(
+def test_a_gpu_finds_it_later_and_saves_nothing_of_it(
     options: list[str],
     saved: int,
     batches: int,

@@ -155,3 +155,11 @@ def test_several_arms_have_to_show_more_together(value: float, error: float, out
     ]
     assert both[0].p_difference == pytest.approx(min(2 * (alone.p_difference or 0), 1))
     assert both[0].p_equivalence == pytest.approx(min(2 * (alone.p_equivalence or 0), 1))
+
+
+def test_an_arm_without_the_split_is_not_passed_over() -> None:
+    doubts = {"bilinear": None, "dic": None, "other": None}
+    sentences = [verdict.sentence for verdict in judge([measured("dic", 0.8, 0.2)], 0.005, doubts)]
+    assert sentences[1:] == ["other and bilinear are not comparable: test both on the test split."]
+    (nothing, _) = judge([], 0.005, doubts)
+    assert nothing.sentence == "dic and bilinear are not comparable: they share no tested split."

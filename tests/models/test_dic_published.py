@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.hash_weights import published_weights
 from models.dic import DIC
-from tests.models.hash_weights import published_weights
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 TOLERANCE = 2e-5  # absolute; outputs are of order 1

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from benchmarks.hash_weights import hash_uniform
 from models.dic import DIC
 from models.light_cnn import LightCNN, LightCNNFeatures
 from storage.checkpoints import CheckpointError
-from tests.models.hash_weights import hash_uniform
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 

@@ -1,4 +1,4 @@
-"""Pseudo-random weights that anybody can compute, so that golden outputs need no file of weights."""
+"""Reproducible pseudo-random weights, so that golden outputs need no file of weights."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-SHAPES = Path(__file__).parents[1] / "fixtures" / "dic_shapes.json"
+SHAPES = Path(__file__).parents[1] / "tests" / "fixtures" / "dic_shapes.json"
 
 
 def hash_uniform(count: int, stream: int) -> np.ndarray:
